@@ -1,0 +1,366 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// MountFunc mounts image, the Spec's, read-only on dir, a path in the
+// container's own mount namespace. It runs in the init stage, single and with
+// the right to mount; files are those given to the Runner. When it returns, the mount
+// answers or will answer soon, and no descriptor of it is left open here: the
+// first program to be executed would otherwise wait for itself.
+type MountFunc func(image, dir string, files []*os.File) error
+
+// Where the root is built, on the scaffold's tmpfs.
+const (
+	imageDir = scaffoldDir + "/image" // the image or directory
+	layerDir = scaffoldDir + "/root"  // the overlay above it
+	keepDir  = scaffoldDir + "/keep"  // upper and work directories
+)
+
+// builder carries out a plan. It belongs to one goroutine.
+type builder struct {
+	ops     []Op
+	mount   MountFunc
+	files   []*os.File
+	sources map[int]int // index of op -> detached copy of the mounts at its source
+	rootDir string      // the root so far: imageDir or layerDir
+	root    int         // O_PATH descriptor of rootDir, -1 before there is one
+}
+
+// apply carries out every operation but OpExec, in order. It leaves the
+// process inside the new root. On error the caller exits: the mount namespace
+// and everything in it go with the process.
+func apply(ops []Op, mount MountFunc, files []*os.File) error {
+	// The caller's umask is for the command's files, not for its root.
+	defer unix.Umask(unix.Umask(0))
+	b := &builder{ops: ops, mount: mount, files: files, sources: map[int]int{}, root: -1}
+	for i, op := range ops {
+		if op.Do == OpExec {
+			break
+		}
+		if err := b.do(i, op); err != nil {
+			return &OpError{Op: op, Err: err}
+		}
+	}
+	return nil
+}
+
+// OpError is the failure of one operation.
+type OpError struct {
+	Op  Op
+	Err error
+}
+
+func (e *OpError) Error() string {
+	what := string(e.Op.Do)
+	for _, s := range []string{e.Op.Source, e.Op.Target} {
+		if s != "" && !strings.HasSuffix(what, " "+s) {
+			what += " " + s
+		}
+	}
+	return what + ": " + e.Err.Error()
+}
+
+func (e *OpError) Unwrap() error { return e.Err }
+
+func (b *builder) do(i int, op Op) error {
+	switch op.Do {
+	case OpIsolate:
+		return unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, "")
+	case OpScaffold:
+		return b.scaffold()
+	case OpImage:
+		if err := b.mount(op.Source, imageDir, b.files); err != nil {
+			return err
+		}
+		return b.enter(imageDir)
+	case OpDir:
+		return b.dir(i)
+	case OpLayer:
+		return b.layer(i, op)
+	case OpBind:
+		return b.bind(i, op)
+	case OpTmpfs:
+		return b.newFS("tmpfs", op)
+	case OpDevpts:
+		return b.newFS("devpts", op)
+	case OpSymlink:
+		return symlinkIn(b.root, op.Source, op.Target)
+	case OpSeal:
+		return b.seal()
+	case OpPivot:
+		return b.pivot()
+	case OpChdir:
+		return chdir(op.Target)
+	case OpDrop:
+		return drop(slices.Contains(op.Flags, "capabilities"))
+	}
+	return fmt.Errorf("unknown operation")
+}
+
+// scaffold opens every source while the host is still in sight, then covers
+// scaffoldDir with a tmpfs and makes the directories of the building site.
+// The sources must be copied after OpIsolate: a copy of a shared mount is
+// shared, and what is mounted on it would appear on the host.
+func (b *builder) scaffold() error {
+	for i, op := range b.ops {
+		upper := op.Do == OpLayer && op.Source != "tmpfs"
+		if op.Do != OpBind && op.Do != OpDir && !upper {
+			continue
+		}
+		fd, err := openTree(op)
+		if errors.Is(err, unix.ENOENT) && slices.Contains(op.Flags, "nofail") {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("open %s: %w", op.Source, err)
+		}
+		b.sources[i] = fd
+	}
+	if err := unix.Mount("tmpfs", scaffoldDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
+		return err
+	}
+	for _, d := range []string{imageDir, layerDir, keepDir} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// openTree returns a detached copy of the mounts at op.Source.
+func openTree(op Op) (int, error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_RECURSIVE)
+	if slices.Contains(op.Flags, "bind") {
+		flags &^= unix.AT_RECURSIVE
+	}
+	return unix.OpenTree(unix.AT_FDCWD, op.Source, flags)
+}
+
+// enter makes dir the root that later operations build on.
+func (b *builder) enter(dir string) error {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	if b.root >= 0 {
+		unix.Close(b.root)
+	}
+	b.root, b.rootDir = fd, dir
+	return nil
+}
+
+func (b *builder) dir(i int) error {
+	fd := b.sources[i]
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
+		return err
+	}
+	if err := attach(fd, unix.AT_FDCWD, imageDir); err != nil {
+		return err
+	}
+	return b.enter(imageDir)
+}
+
+// layer mounts an overlay above the root, unless the plan wants one only for
+// missing targets and none is missing.
+func (b *builder) layer(i int, op Op) error {
+	if slices.Contains(op.Flags, "when-missing") && !b.anyMissing(op.Args) {
+		return nil
+	}
+	if fd, ok := b.sources[i]; ok {
+		if err := attach(fd, unix.AT_FDCWD, keepDir); err != nil {
+			return err
+		}
+	}
+	for _, d := range []string{keepDir + "/upper", keepDir + "/work"} {
+		if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
+	data := "lowerdir=" + b.rootDir + ",upperdir=" + keepDir + "/upper,workdir=" + keepDir + "/work"
+	if slices.Contains(op.Flags, "userxattr") {
+		data += ",userxattr"
+	}
+	if err := unix.Mount("overlay", layerDir, "overlay", unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
+		return fmt.Errorf("mount overlay: %w", err)
+	}
+	// overlayfs falls back to read-only without an error when it cannot write
+	// to the upper directory (ovl_get_workdir in fs/overlayfs/super.c).
+	var st unix.Statfs_t
+	if err := unix.Statfs(layerDir, &st); err != nil {
+		return err
+	}
+	if st.Flags&unix.ST_RDONLY != 0 {
+		return errors.New("the kernel can only read there; use a directory of your own on a local file system with xattrs (not NFS or Lustre)")
+	}
+	return b.enter(layerDir)
+}
+
+func (b *builder) anyMissing(targets []string) bool {
+	for _, t := range targets {
+		fd, err := openIn(b.root, t)
+		if err != nil {
+			return true
+		}
+		unix.Close(fd)
+	}
+	return false
+}
+
+// bind puts a source's mounts at their target.
+func (b *builder) bind(i int, op Op) error {
+	src, ok := b.sources[i]
+	if !ok {
+		return nil // nofail, and missing on the host
+	}
+	defer func() { unix.Close(src) }()
+	attr, recursive := bindAttr(op.Flags)
+	if attr != (unix.MountAttr{}) {
+		if err := unix.MountSetattr(src, "", unix.AT_EMPTY_PATH|recursive, &attr); err != nil {
+			return fmt.Errorf("set %s: %w", strings.Join(op.Flags, ","), err)
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(src, &st); err != nil {
+		return err
+	}
+	dst, err := makeTarget(b.root, op.Target, st.Mode&unix.S_IFMT == unix.S_IFDIR)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dst)
+	return attach(src, dst, "")
+}
+
+// bindAttr translates words of mountFlags. Everything applies to all mounts
+// below the source as well, unless "bind" asks for the one mount alone: a
+// read-only bind whose sub-mounts stay writable is never what is meant.
+func bindAttr(flags []string) (attr unix.MountAttr, recursive uint) {
+	recursive = unix.AT_RECURSIVE
+	set := map[string]uint64{"ro": unix.MOUNT_ATTR_RDONLY, "nosuid": unix.MOUNT_ATTR_NOSUID, "nodev": unix.MOUNT_ATTR_NODEV, "noexec": unix.MOUNT_ATTR_NOEXEC}
+	propagation := map[string]uint64{"private": unix.MS_PRIVATE, "slave": unix.MS_SLAVE, "shared": unix.MS_SHARED, "unbindable": unix.MS_UNBINDABLE}
+	for _, f := range flags {
+		attr.Attr_set |= set[f]
+		if p, ok := propagation[strings.TrimPrefix(f, "r")]; ok {
+			attr.Propagation = p
+		}
+		if f == "bind" {
+			recursive = 0
+		}
+	}
+	return attr, recursive
+}
+
+// newFS mounts a new file system of the given type at op.Target. Words of
+// op.Flags that are attributes of a mount are set on it, others are given to
+// the file system.
+func (b *builder) newFS(fstype string, op Op) error {
+	fs, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fs)
+	var attrs int
+	for _, w := range op.Flags {
+		key, value, hasValue := strings.Cut(w, "=")
+		switch {
+		case w == "nosuid":
+			attrs |= unix.MOUNT_ATTR_NOSUID
+		case w == "noexec":
+			attrs |= unix.MOUNT_ATTR_NOEXEC
+		case hasValue:
+			err = unix.FsconfigSetString(fs, key, value)
+		default:
+			err = unix.FsconfigSetFlag(fs, key)
+		}
+		if err != nil {
+			return fmt.Errorf("option %s: %w", w, err)
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return err
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attrs)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	dst, err := makeTarget(b.root, op.Target, true)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dst)
+	return attach(fd, dst, "")
+}
+
+// attach moves a detached mount to a place given by descriptor or path.
+func attach(mount, dirfd int, name string) error {
+	flags := unix.MOVE_MOUNT_F_EMPTY_PATH
+	if name == "" {
+		flags |= unix.MOVE_MOUNT_T_EMPTY_PATH
+	}
+	return unix.MoveMount(mount, "", dirfd, name, flags)
+}
+
+func (b *builder) seal() error {
+	if b.rootDir != layerDir {
+		return nil // the image itself cannot be written to
+	}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	return unix.MountSetattr(b.root, "", unix.AT_EMPTY_PATH, &attr)
+}
+
+// pivot makes the root that was built the process's root and lets go of the
+// host's. pivot_root(2), NOTES: with both arguments "." the old root ends up
+// stacked on the new one, and is unmounted from there.
+func (b *builder) pivot() error {
+	if err := unix.Fchdir(b.root); err != nil {
+		return err
+	}
+	unix.Close(b.root)
+	b.root = -1
+	err := unix.PivotRoot(".", ".")
+	if errors.Is(err, unix.EINVAL) {
+		return moveRoot()
+	}
+	if err != nil {
+		return err
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return err
+	}
+	return unix.Chdir("/")
+}
+
+// moveRoot stands in for pivot_root where the host's root is the initial
+// ramfs, which cannot be pivoted away from, as on diskless nodes.
+func moveRoot() error {
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return err
+	}
+	if err := unix.Chroot("."); err != nil {
+		return err
+	}
+	return unix.Chdir("/")
+}
+
+// chdir enters the working directory, and makes sure that it lies inside.
+func chdir(dir string) error {
+	if err := unix.Chdir(dir); err != nil {
+		return err
+	}
+	cwd, err := unix.Getwd()
+	if err == nil && !path.IsAbs(cwd) {
+		err = fmt.Errorf("it lies outside of the container (%s)", cwd)
+	}
+	return err
+}

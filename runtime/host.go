@@ -1,0 +1,113 @@
+package runtime
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Host is what a plan depends on beside the Spec. [Probe] fills it from the
+// machine; tests write it by hand.
+type Host struct {
+	// Root: the caller may mount without a user namespace of their own.
+	Root bool
+	UID  int
+	GID  int
+	// Devices are the device nodes to show, absolute paths.
+	Devices []string
+	// Terminal is the path of the terminal on standard input, if it is one.
+	Terminal string
+	// Present lists the optional host paths that exist.
+	Present []string
+}
+
+// Has reports whether an optional path exists on the host.
+func (h *Host) Has(p string) bool { return slices.Contains(h.Present, p) }
+
+var optionalPaths = []string{"/etc/resolv.conf", "/etc/hosts", "/dev/shm", "/dev/mqueue", "/dev/hugepages"}
+
+// deviceNodes are harmless nodes that programs expect, and those of
+// accelerators and RDMA adapters; the kernel and Slurm's device cgroup decide
+// who may open the latter.
+var deviceNodes = []string{
+	"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty",
+	"/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/nvidia-caps-imex-channels/*", "/dev/gdrdrv",
+	"/dev/kfd", "/dev/dri/*", "/dev/infiniband/*", "/dev/knem", "/dev/xpmem",
+}
+
+// Probe looks at this machine and process.
+func Probe() *Host {
+	h := &Host{UID: os.Geteuid(), GID: os.Getegid(), Root: maySetUpMounts()}
+	for _, p := range optionalPaths {
+		if _, err := os.Stat(p); err == nil {
+			h.Present = append(h.Present, p)
+		}
+	}
+	for _, pattern := range deviceNodes {
+		nodes, _ := filepath.Glob(pattern) // the patterns are constant and valid
+		for _, n := range nodes {
+			if fi, err := os.Stat(n); err == nil && fi.Mode()&os.ModeCharDevice != 0 {
+				h.Devices = append(h.Devices, n)
+			}
+		}
+	}
+	if tty, err := os.Readlink("/proc/self/fd/0"); err == nil && strings.HasPrefix(tty, "/dev/pts/") {
+		h.Terminal = tty
+	}
+	return h
+}
+
+// maySetUpMounts reports whether this process is root with CAP_SYS_ADMIN, as
+// in a plain root shell, but not in most container engines' containers.
+func maySetUpMounts() bool {
+	if os.Geteuid() != 0 {
+		return false
+	}
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return false
+	}
+	return data[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
+}
+
+// AllIDsMapped reports whether every user id of an image means something in
+// this process's user namespace. Where not, files should be shown as owned by
+// the caller. (user_namespaces(7): the initial one maps 0 0 4294967295.)
+func AllIDsMapped() bool {
+	f, err := os.Open("/proc/self/uid_map")
+	if err != nil {
+		return true // no user namespaces in this kernel
+	}
+	defer f.Close()
+	var inside, outside, n uint32
+	line := bufio.NewScanner(f)
+	if !line.Scan() {
+		return false
+	}
+	if _, err := fmt.Sscan(line.Text(), &inside, &outside, &n); err != nil {
+		return false
+	}
+	return inside == 0 && n == 1<<32-1
+}
+
+// namespaceHint says why an ordinary user may not make a user namespace here
+// and who can change that.
+func namespaceHint() string {
+	for _, s := range []struct{ file, bad, hint string }{
+		{"/proc/sys/user/max_user_namespaces", "0", "user namespaces are switched off (user.max_user_namespaces=0); ask the administrator to set it to 65536"},
+		{"/proc/sys/user/max_mnt_namespaces", "0", "mount namespaces are switched off (user.max_mnt_namespaces=0); ask the administrator to set it to 65536"},
+		{"/proc/sys/kernel/unprivileged_userns_clone", "0", "ordinary users may not make user namespaces (kernel.unprivileged_userns_clone=0); ask the administrator to set it to 1"},
+		{"/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "AppArmor keeps ordinary users from user namespaces (kernel.apparmor_restrict_unprivileged_userns=1); ask the administrator for a profile that allows squire \"userns,\""},
+	} {
+		if b, err := os.ReadFile(s.file); err == nil && strings.TrimSpace(string(b)) == s.bad {
+			return s.hint
+		}
+	}
+	return "user namespaces may be exhausted or forbidden here; check sysctl user.max_user_namespaces and the security modules"
+}

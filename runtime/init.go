@@ -1,0 +1,310 @@
+package runtime
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	goruntime "runtime"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// InitName is argv[0] of the init stage. A program that calls [Run] must call
+// [Init] at the start of main when it finds itself called so.
+const InitName = "squire-init"
+
+// order is what the runner tells the init stage.
+type order struct {
+	Spec Spec
+	Ops  []Op
+}
+
+// maxOrder bounds the order's size: arguments and environment of a command
+// are at most 6 MiB (execve(2), a quarter of 3/4 of _STK_LIM's maximum), JSON
+// may quote each byte with six.
+const maxOrder = 64 << 20
+
+// Init is the init stage: it takes the order from the runner, carries it out,
+// and returns the exit status for this process. The arguments after argv[0]
+// are descriptor numbers: the runner's socket, then the files for mount.
+func Init(mount MountFunc) int {
+	// Pdeathsig is sent when the thread that forked ends, not the process.
+	goruntime.LockOSThread()
+	files, err := initFiles(os.Args[1:])
+	if err != nil {
+		return fail(ExitFailed, err)
+	}
+	signals := catchSignals()
+	runner := files[0]
+	var o order
+	if err := readMessage(runner, &o); err != nil {
+		return ExitFailed // the runner gave up, and has said why
+	}
+	go dieWith(runner)
+	if err := apply(o.Ops, mount, files[1:]); err != nil {
+		return fail(ExitFailed, explain(err, &o.Spec))
+	}
+	go discard(signals)
+	return command(&o)
+}
+
+// starting is closed when the command is about to be started, started then
+// tells dieWith which process to signal.
+var (
+	starting = make(chan struct{})
+	started  = make(chan int, 1)
+)
+
+// command starts the command, waits for it, and ends what it left behind.
+func command(o *order) int {
+	if err := becomeSubreaper(); err != nil {
+		return fail(ExitFailed, err)
+	}
+	argv := o.Ops[len(o.Ops)-1].Args
+	env := environment(&o.Spec, imageEnvironment())
+	close(starting)
+	pid, err := start(argv, env)
+	if err != nil {
+		code := ExitNoExec
+		if errors.Is(err, os.ErrNotExist) {
+			code = ExitNotFound
+		}
+		return fail(code, fmt.Errorf("%s: %w", o.Spec.Image, err))
+	}
+	started <- pid
+	status := wait(pid)
+	endChildren()
+	return status
+}
+
+// start looks the command up in the container's PATH and starts it.
+func start(argv, env []string) (int, error) {
+	file, err := lookPath(argv[0], env)
+	if err != nil {
+		return 0, err
+	}
+	files, _ := childFiles()
+	pid, err := syscall.ForkExec(file, argv, &syscall.ProcAttr{
+		Env:   env,
+		Files: files,
+		Sys:   &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
+	})
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		err = fmt.Errorf("%s: its interpreter or dynamic loader is not in the image: %w", file, unix.EACCES)
+	case errors.Is(err, unix.ENOEXEC):
+		err = fmt.Errorf("%s: not a program for this machine, or a script without #!: %w", file, err)
+	case err != nil:
+		err = fmt.Errorf("execute %s: %w", file, err)
+	}
+	return pid, err
+}
+
+// lookPath finds a program as execvp(3) does. It has to be found here and not
+// on the host, whose directories are not the container's.
+func lookPath(name string, env []string) (string, error) {
+	if strings.Contains(name, "/") {
+		return name, executable(name)
+	}
+	var e envList
+	for _, kv := range env {
+		e.set(kv)
+	}
+	search, _ := e.get("PATH")
+	var denied error
+	for _, dir := range strings.Split(search, ":") {
+		file := path.Join(dir, name)
+		if dir == "" {
+			file = "./" + name
+		}
+		err := executable(file)
+		if err == nil {
+			return file, nil
+		}
+		if denied == nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+			denied = err
+		}
+	}
+	if denied != nil {
+		return "", denied
+	}
+	return "", fmt.Errorf("%s: %w in the container's PATH (%s)", name, errNotFound, search)
+}
+
+// errNotFound reads better than "file does not exist".
+var errNotFound error = notFound{}
+
+type notFound struct{}
+
+func (notFound) Error() string        { return "command not found" }
+func (notFound) Is(target error) bool { return target == os.ErrNotExist }
+
+func executable(file string) error {
+	var st unix.Stat_t
+	switch err := unix.Stat(file, &st); {
+	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR):
+		return fmt.Errorf("%s: %w", file, errNotFound)
+	case err != nil:
+		return fmt.Errorf("%s: %w", file, err)
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return fmt.Errorf("%s: not a regular file: %w", file, unix.EACCES)
+	}
+	if err := unix.Access(file, unix.X_OK); err != nil {
+		return fmt.Errorf("%s: not executable: %w", file, err)
+	}
+	return nil
+}
+
+// wait reaps every child until pid has ended, and returns its exit status.
+func wait(pid int) int {
+	for {
+		var ws unix.WaitStatus
+		got, err := unix.Wait4(-1, &ws, 0, nil)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fail(ExitFailed, fmt.Errorf("wait for the command: %w", err))
+		}
+		if got == pid {
+			return exitStatus(ws)
+		}
+	}
+}
+
+// dieWith passes on the runner's signals, and ends the container when the
+// runner is gone. Each message is one byte: the signal.
+func dieWith(runner *os.File) {
+	pid := 0
+	var b [1]byte
+	for {
+		if _, err := io.ReadFull(runner, b[:]); err != nil {
+			endChildren()
+			os.Exit(exitSignalled + int(unix.SIGKILL))
+		}
+		sig := unix.Signal(b[0])
+		if pid == 0 {
+			select {
+			case <-starting:
+				pid = <-started
+			default:
+				endEarly(sig)
+				continue
+			}
+		}
+		_ = unix.Kill(pid, sig)
+	}
+}
+
+// endEarly answers a signal that comes before the command runs as the command
+// would without a handler: those that ask it to end, end this process.
+func endEarly(sig unix.Signal) {
+	switch sig {
+	case unix.SIGWINCH, unix.SIGIO, unix.SIGPWR:
+	default:
+		os.Exit(exitSignalled + int(sig))
+	}
+}
+
+// discard drops signals: what is meant for the command reaches it through the
+// runner or its own process group.
+func discard(signals <-chan os.Signal) {
+	for range signals {
+	}
+}
+
+// imageEnvironment reads the variables that the image sets for its programs,
+// as enroot keeps them. It is the image's file: only a plain, small one counts.
+func imageEnvironment() []string {
+	const limit = 1 << 20
+	f, err := os.OpenFile("/etc/environment", os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() || fi.Size() > limit {
+		return nil
+	}
+	text, err := io.ReadAll(io.LimitReader(f, limit))
+	if err != nil {
+		return nil
+	}
+	return parseEnvironment(text)
+}
+
+func initFiles(args []string) ([]*os.File, error) {
+	if len(args) == 0 {
+		return nil, errors.New("this name is for squire's own use; call it squire")
+	}
+	var files []*os.File
+	for _, a := range args {
+		n, err := strconv.Atoi(a)
+		if err != nil || n < 3 {
+			return nil, fmt.Errorf("descriptor %q: not a number above 2", a)
+		}
+		unix.CloseOnExec(n)
+		files = append(files, os.NewFile(uintptr(n), "socket "+a))
+	}
+	return files, nil
+}
+
+// explain adds what the user can do about a failed operation.
+func explain(err error, s *Spec) error {
+	var op *OpError
+	if !errors.As(err, &op) {
+		return err
+	}
+	switch {
+	case op.Op.Do == OpChdir && errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("working directory %s: not in %s", op.Op.Target, s.Image)
+	case errors.Is(err, unix.EOVERFLOW):
+		// overlayfs cannot copy up what belongs to an id without a mapping.
+		return fmt.Errorf("%w; %s has directories of other users, which cannot be added to", err, s.Image)
+	case op.Op.Do == OpBind && errors.Is(err, unix.EROFS):
+		return fmt.Errorf("%w; the place for the mount cannot be made there", err)
+	}
+	return err
+}
+
+// fail reports err on standard error, one line, and returns code.
+func fail(code int, err error) int {
+	fmt.Fprintf(os.Stderr, "squire: %v\n", err)
+	return code
+}
+
+// Messages are JSON behind a length of four bytes.
+
+func writeMessage(w io.Writer, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if len(b) > maxOrder {
+		return fmt.Errorf("command and environment of %d bytes are too large", len(b))
+	}
+	_, err = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...))
+	return err
+}
+
+func readMessage(r io.Reader, v any) error {
+	var n [4]byte
+	if _, err := io.ReadFull(r, n[:]); err != nil {
+		return err
+	}
+	size := binary.BigEndian.Uint32(n[:])
+	if size > maxOrder {
+		return fmt.Errorf("message of %d bytes", size)
+	}
+	b := make([]byte, size)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return err
+	}
+	return json.Unmarshal(b, v)
+}

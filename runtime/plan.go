@@ -1,0 +1,200 @@
+package runtime
+
+import (
+	"fmt"
+	"path"
+	"strings"
+)
+
+// Verb says what an Op does.
+type Verb string
+
+// The operations. Targets are paths inside the new root unless said otherwise.
+const (
+	OpIsolate  Verb = "isolate"  // mount events of the container stay in it; the host's still arrive
+	OpScaffold Verb = "scaffold" // a tmpfs over Target of the host, seen only here: room to build the root in
+	OpImage    Verb = "image"    // the MountFunc mounts the image
+	OpDir      Verb = "dir"      // the directory Source becomes the root, read-only or not
+	OpLayer    Verb = "layer"    // an overlay above the root, its upper in Source, or on the scaffold's tmpfs
+	OpBind     Verb = "bind"     // Source of the host appears at Target
+	OpTmpfs    Verb = "tmpfs"    // a new tmpfs at Target
+	OpDevpts   Verb = "devpts"   // new pseudo-terminals at Target
+	OpSymlink  Verb = "symlink"  // Target points to Source
+	OpSeal     Verb = "seal"     // the layer becomes read-only
+	OpPivot    Verb = "pivot"    // the new root becomes /, the host's goes
+	OpChdir    Verb = "chdir"    // the working directory
+	OpDrop     Verb = "drop"     // capabilities go, no_new_privs comes
+	OpExec     Verb = "exec"     // the command
+)
+
+// Op is one step. A plan is a list of them, carried out in order.
+type Op struct {
+	Do     Verb   `json:"do"`
+	Source string `json:"source,omitempty"`
+	Target string `json:"target,omitempty"`
+	// Flags are words of mountFlags for bind, where "nofail" says that the
+	// source may be missing; options of the file system for tmpfs and devpts.
+	Flags []string `json:"flags,omitempty"`
+	// Args is the command of OpExec. For an OpLayer flagged "when-missing" it
+	// lists the targets of which at least one must be missing from the image
+	// for the layer to be made.
+	Args []string `json:"args,omitempty"`
+}
+
+// String is the line that shows the operation to a person.
+func (o Op) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%-9s", o.Do)
+	if o.Source != "" {
+		b.WriteString(" " + o.Source)
+	}
+	if o.Target != "" {
+		if o.Source != "" {
+			b.WriteString(" ->")
+		}
+		b.WriteString(" " + o.Target)
+	}
+	if len(o.Flags) > 0 {
+		b.WriteString(" (" + strings.Join(o.Flags, ",") + ")")
+	}
+	if len(o.Args) > 0 {
+		b.WriteString(" " + strings.Join(o.Args, " "))
+	}
+	return strings.TrimRight(b.String(), " ")
+}
+
+// scaffoldDir is covered by a tmpfs in the container's own mount namespace.
+// Every host has it; bubblewrap uses the same. All sources are opened before.
+const scaffoldDir = "/tmp"
+
+// Plan lists the operations that run s on host h. It has no side effects.
+func Plan(s *Spec, h *Host) ([]Op, error) {
+	if err := s.check(); err != nil {
+		return nil, err
+	}
+	on := append(systemMounts(h), deviceMounts(h)...)
+	for _, m := range s.Mounts {
+		on = append(on, Op{Do: OpBind, Source: m.Source, Target: m.Target, Flags: m.Flags})
+	}
+	ops := []Op{{Do: OpIsolate}, {Do: OpScaffold, Target: scaffoldDir}, rootOp(s)}
+	ops = append(ops, layerOp(s, h, on))
+	ops = append(ops, on...)
+	if !s.Writable {
+		ops = append(ops, Op{Do: OpSeal})
+	}
+	workdir := "/"
+	if s.Workdir != "" {
+		workdir = path.Join("/", s.Workdir)
+	}
+	command := s.Command
+	if len(command) == 0 {
+		command = []string{"/bin/sh"}
+	}
+	return append(ops,
+		Op{Do: OpPivot},
+		Op{Do: OpChdir, Target: workdir},
+		dropOp(s, h),
+		Op{Do: OpExec, Args: command},
+	), nil
+}
+
+func rootOp(s *Spec) Op {
+	if s.Dir != "" {
+		return Op{Do: OpDir, Source: s.Dir}
+	}
+	return Op{Do: OpImage, Source: s.Image}
+}
+
+// layerOp decides about the writable layer. A read-only container needs one
+// only when a mount has no place to go: an overlay makes each cold look-up
+// dearer, and most images have all the places.
+func layerOp(s *Spec, h *Host, on []Op) Op {
+	op := Op{Do: OpLayer, Source: "tmpfs"}
+	if s.Upper != "" {
+		op.Source = s.Upper
+	}
+	if !h.Root {
+		// Without it a directory that replaces one of the image is EIO: the
+		// mark for that is a trusted xattr, which a user namespace cannot set.
+		op.Flags = []string{"userxattr"}
+	}
+	if s.Writable {
+		return op
+	}
+	op.Flags = append(op.Flags, "when-missing")
+	for i, m := range on {
+		if !below(m.Target, on[:i]) {
+			op.Args = append(op.Args, m.Target)
+		}
+	}
+	return op
+}
+
+// below reports whether target lies in a mount that is already in place, so
+// that the image need not hold it.
+func below(target string, mounted []Op) bool {
+	for _, m := range mounted {
+		if m.Do != OpSymlink && strings.HasPrefix(target, strings.TrimSuffix(m.Target, "/")+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// systemMounts are what every program expects beside its files. Processes,
+// network, IPC, /dev/shm and /tmp are the host's: MPI, NCCL, PMIx and CUDA IPC
+// meet their peers through them, and tasks of one step each have a container
+// of their own here.
+func systemMounts(h *Host) []Op {
+	ops := []Op{
+		{Do: OpBind, Source: "/proc", Target: "/proc", Flags: []string{"rbind"}},
+		{Do: OpBind, Source: "/sys", Target: "/sys", Flags: []string{"rbind", "ro"}},
+		{Do: OpBind, Source: "/tmp", Target: "/tmp", Flags: []string{"rbind"}},
+	}
+	for _, f := range []string{"/etc/resolv.conf", "/etc/hosts"} {
+		if h.Has(f) {
+			ops = append(ops, Op{Do: OpBind, Source: f, Target: f, Flags: []string{"ro"}})
+		}
+	}
+	return ops
+}
+
+// deviceMounts build /dev from single nodes of the host; a node may be bound
+// but not made in a user namespace. Pseudo-terminals are the container's own,
+// as the host's /dev/ptmx does not find a bound /dev/pts (devpts_ptmx_path in
+// fs/devpts/inode.c looks beside the original).
+func deviceMounts(h *Host) []Op {
+	ops := []Op{
+		{Do: OpTmpfs, Target: "/dev", Flags: []string{"mode=755", "size=64k", "nosuid", "noexec"}},
+		{Do: OpDevpts, Target: "/dev/pts", Flags: []string{"newinstance", "ptmxmode=0666", "mode=620"}},
+	}
+	for _, dir := range []string{"/dev/shm", "/dev/mqueue", "/dev/hugepages"} {
+		if h.Has(dir) {
+			ops = append(ops, Op{Do: OpBind, Source: dir, Target: dir, Flags: []string{"rbind"}})
+		}
+	}
+	for _, node := range h.Devices {
+		ops = append(ops, Op{Do: OpBind, Source: node, Target: node, Flags: []string{"nofail"}})
+	}
+	if h.Terminal != "" {
+		// Programs that ask for the terminal's name find it here.
+		ops = append(ops, Op{Do: OpBind, Source: h.Terminal, Target: "/dev/console", Flags: []string{"nofail"}})
+	}
+	for _, l := range [][2]string{
+		{"pts/ptmx", "/dev/ptmx"}, {"/proc/self/fd", "/dev/fd"}, {"/proc/self/fd/0", "/dev/stdin"},
+		{"/proc/self/fd/1", "/dev/stdout"}, {"/proc/self/fd/2", "/dev/stderr"},
+	} {
+		ops = append(ops, Op{Do: OpSymlink, Source: l[0], Target: l[1]})
+	}
+	return ops
+}
+
+// dropOp: an ordinary user's command holds no capability at all. Remapped root
+// keeps those of its own user namespace, and the administrator keeps theirs.
+// Nobody gains any through set-id files or file capabilities.
+func dropOp(s *Spec, h *Host) Op {
+	if h.Root || s.RemapRoot {
+		return Op{Do: OpDrop, Flags: []string{"no-new-privs"}}
+	}
+	return Op{Do: OpDrop, Flags: []string{"no-new-privs", "capabilities"}}
+}

@@ -1,0 +1,64 @@
+package runtime
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden plans in testdata")
+
+// laptop is a host with little, node one with much.
+var (
+	laptop = Host{UID: 1000, GID: 1000, Devices: []string{"/dev/null", "/dev/tty"}}
+	node   = Host{
+		UID: 1000, GID: 100, Terminal: "/dev/pts/3",
+		Devices: []string{"/dev/null", "/dev/zero", "/dev/nvidia0", "/dev/nvidiactl", "/dev/infiniband/uverbs0"},
+		Present: []string{"/etc/resolv.conf", "/etc/hosts", "/dev/shm", "/dev/mqueue"},
+	}
+)
+
+func TestPlan(t *testing.T) {
+	asRoot := node
+	asRoot.Root, asRoot.UID, asRoot.GID = true, 0, 0
+	tests := []struct {
+		name string
+		spec Spec
+		host Host
+	}{
+		{"plain", Spec{Image: "/i.sqsh", Command: []string{"id", "-u"}}, laptop},
+		{"node", Spec{Image: "/i.sqsh"}, node},
+		{"root", Spec{Image: "/i.sqsh"}, asRoot},
+		{"mounts", Spec{Image: "/i.sqsh", Workdir: "data/x", Mounts: []Mount{{"/l", "/data", []string{"ro"}}, {"/m", "/data/m", nil}, {"/t", "/tmp/t", nil}}}, laptop},
+		{"writable", Spec{Image: "/i.sqsh", Writable: true}, laptop},
+		{"upper", Spec{Image: "/i.sqsh", Writable: true, Upper: "/scratch/u", RemapRoot: true}, laptop},
+		{"dir", Spec{Dir: "/srv/root"}, laptop},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			ops, err := Plan(&tt.spec, &tt.host)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var b strings.Builder
+			for _, op := range ops {
+				b.WriteString(op.String() + "\n")
+			}
+			golden := filepath.Join("testdata", tt.name+".plan")
+			if *update {
+				if err := os.WriteFile(golden, []byte(b.String()), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b.String() != string(want) {
+				t.Errorf("got:\n%s\nwant:\n%s", b.String(), want)
+			}
+		})
+	}
+}

@@ -1,0 +1,229 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Exit statuses of Squire's own, beside the command's and 128+N for a signal;
+// the same as those of env(1), docker run and podman run.
+const (
+	ExitFailed    = 125 // Squire could not do its part
+	ExitNoExec    = 126 // the command is there but cannot be executed
+	ExitNotFound  = 127 // the command is not there
+	exitSignalled = 128
+)
+
+// drop gives up what the command must not have, in every thread of this
+// process, so that no thread of the init stage holds more than the command.
+func drop(capabilities bool) error {
+	if err := NoNewPrivs(); err != nil {
+		return err
+	}
+	if !capabilities {
+		return nil
+	}
+	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
+		// EINVAL: a capability that this kernel is too old to know.
+		if err := prctlAll(unix.PR_CAPBSET_DROP, c, 0); err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("drop capability %d: %w", c, err)
+		}
+	}
+	if err := prctlAll(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0); err != nil {
+		return fmt.Errorf("clear ambient capabilities: %w", err)
+	}
+	return capsetNone()
+}
+
+// NoNewPrivs keeps this process, and what it will execute, from ever gaining
+// rights through set-id files or file capabilities (prctl(2)).
+func NoNewPrivs() error {
+	if err := prctlAll(unix.PR_SET_NO_NEW_PRIVS, 1, 0); err != nil {
+		return fmt.Errorf("set no_new_privs: %w", err)
+	}
+	return nil
+}
+
+func prctlAll(op int, a, b uintptr) error {
+	_, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, uintptr(op), a, b, 0, 0, 0)
+	if errno == unix.ENOTSUP {
+		// A binary with cgo, as for the race detector; squire is built without.
+		// This thread is the one that executes the command.
+		_, _, errno = syscall.RawSyscall6(unix.SYS_PRCTL, uintptr(op), a, b, 0, 0, 0)
+	}
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// capsetNone empties the permitted, effective and inheritable sets of every
+// thread.
+func capsetNone() error {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var none [2]unix.CapUserData
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&none[0])), 0)
+	if errno == unix.ENOTSUP { // as in prctlAll
+		return unix.Capset(&hdr, &none[0])
+	}
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// becomeSubreaper makes orphaned descendants children of this process, so
+// that none gets out of sight.
+func becomeSubreaper() error {
+	return unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+}
+
+// endTimeout bounds the wait for killed processes: one that hangs in the
+// kernel on dead storage cannot be waited for.
+const endTimeout = 5 * time.Second
+
+// endChildren kills every descendant of this process but those in spare, and
+// waits for them. A killed process's children become ours (we are a
+// subreaper), so that killing children until there are none reaches all.
+func endChildren(spare ...int) {
+	deadline := time.Now().Add(endTimeout)
+	for time.Now().Before(deadline) {
+		n := 0
+		for _, pid := range children() {
+			if !slices.Contains(spare, pid) {
+				_ = unix.Kill(pid, unix.SIGKILL)
+				var ws unix.WaitStatus
+				_, _ = unix.Wait4(pid, &ws, unix.WNOHANG, nil)
+				n++
+			}
+		}
+		if n == 0 {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// children lists the direct children of all threads of this process. It reads
+// /proc/self/task/*/children, and nothing of the children themselves: reading
+// their own files can wait for a process that hangs in exec.
+func children() (pids []int) {
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return nil
+	}
+	for _, t := range tasks {
+		b, err := os.ReadFile("/proc/self/task/" + t.Name() + "/children")
+		if err != nil {
+			continue
+		}
+		for _, f := range strings.Fields(string(b)) {
+			if pid, err := strconv.Atoi(f); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
+
+// forwarded are the signals that the runner passes on to the command. Those
+// for job control are left alone: runner, init and command are in one process
+// group, so the terminal stops and continues all three.
+var forwarded = []os.Signal{
+	unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2,
+	unix.SIGALRM, unix.SIGWINCH, unix.SIGIO, unix.SIGPWR, unix.SIGVTALRM, unix.SIGXCPU,
+}
+
+// catchSignals returns a channel that gets the forwarded signals. A signal
+// that the caller ignores, as nohup does, stays ignored, also in the command.
+func catchSignals() chan os.Signal {
+	ch := make(chan os.Signal, 64)
+	for _, s := range forwarded {
+		if !signal.Ignored(s) {
+			signal.Notify(ch, s)
+		}
+	}
+	return ch
+}
+
+// fromTerminal reports whether sig most likely came from the terminal's
+// keyboard, or from its change of size, and so has reached the command already:
+// the driver signals the whole foreground process group, which we are in.
+func fromTerminal(sig os.Signal) bool {
+	if sig != unix.SIGINT && sig != unix.SIGQUIT && sig != unix.SIGWINCH {
+		return false
+	}
+	tty, err := os.OpenFile("/dev/tty", os.O_RDONLY|unix.O_NOCTTY, 0)
+	if err != nil {
+		return false
+	}
+	defer tty.Close()
+	pgrp, err := unix.IoctlGetInt(int(tty.Fd()), unix.TIOCGPGRP)
+	return err == nil && pgrp == unix.Getpgrp()
+}
+
+// exitStatus is the shell's form of how a process ended.
+func exitStatus(ws unix.WaitStatus) int {
+	if ws.Signaled() {
+		return exitSignalled + int(ws.Signal())
+	}
+	return ws.ExitStatus()
+}
+
+// childFiles lays out the descriptors of a child: 0, 1, 2, every other one that
+// this process was given by its own parent at its own number (Slurm's PMI_FD,
+// say), and extra at numbers that are free. It returns the numbers of extra.
+func childFiles(extra ...*os.File) (files []uintptr, at []int) {
+	files = []uintptr{0, 1, 2}
+	for _, fd := range inherited() {
+		for len(files) <= fd {
+			files = append(files, ^uintptr(0)) // closed in the child
+		}
+		files[fd] = uintptr(fd)
+	}
+	for _, f := range extra {
+		at = append(at, len(files))
+		files = append(files, f.Fd())
+	}
+	return files, at
+}
+
+// inherited lists the descriptors above 2 that are not closed at exec. All
+// that Go opens are, so these came from the process that started us.
+func inherited() (fds []int) {
+	dir, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return nil
+	}
+	for _, e := range dir {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil || fd < 3 {
+			continue
+		}
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
+			fds = append(fds, fd)
+		}
+	}
+	return fds
+}
+
+// OnlyFiles lays out the descriptors of a child that must get no other than
+// files, which become 0, 1, 2, and so on.
+func OnlyFiles(files ...uintptr) []uintptr {
+	for _, fd := range inherited() {
+		for len(files) <= fd {
+			files = append(files, ^uintptr(0)) // closed in the child
+		}
+	}
+	return files
+}

@@ -1,0 +1,205 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	goruntime "runtime"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Runner starts one container. Use: Start, then Wait. It belongs to one
+// goroutine, which should be the main one.
+type Runner struct {
+	// Files are given to the MountFunc in the init stage.
+	Files []*os.File
+	// Spare are child processes that are not of the container.
+	Spare []int
+
+	pid    int
+	socket *os.File
+	spec   *Spec
+	keep   *upperDir
+
+	signals chan os.Signal
+}
+
+// Start starts the init stage in its namespaces, where it waits for Go: its
+// start-up overlaps with whatever the caller does meanwhile.
+func (r *Runner) Start(s *Spec, h *Host) (err error) {
+	// The namespaces of a child of ours die with it, whatever happens here.
+	if err := becomeSubreaper(); err != nil {
+		return fmt.Errorf("become a subreaper: %w", err)
+	}
+	if r.keep, err = openUpper(s.Upper); err != nil {
+		return err
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("make a socket pair: %w", err)
+	}
+	r.socket = os.NewFile(uintptr(pair[0]), "init")
+	theirs := os.NewFile(uintptr(pair[1]), "runner")
+	defer theirs.Close()
+	r.spec = s
+	files, at := childFiles(append([]*os.File{theirs}, r.Files...)...)
+	argv := []string{InitName}
+	for _, n := range at {
+		argv = append(argv, strconv.Itoa(n))
+	}
+	goruntime.LockOSThread()
+	defer goruntime.UnlockOSThread()
+	r.pid, err = syscall.ForkExec("/proc/self/exe", argv, &syscall.ProcAttr{
+		Env:   []string{}, // the command's is sent with the plan, and is for it alone
+		Files: files,
+		Sys:   namespaces(s, h),
+	})
+	if err != nil {
+		r.close()
+		return explainClone(err, h)
+	}
+	return nil
+}
+
+// setupCaps are the capabilities in its own user namespace that the init stage
+// needs when it does not look like root there: to mount and pivot, to make
+// mount points in directories whose mode forbids it, and to give up the
+// bounding set.
+var setupCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT, unix.CAP_DAC_OVERRIDE, unix.CAP_FOWNER, unix.CAP_SETPCAP}
+
+// namespaces: mounts always; a user namespace where the right to mount has to
+// come from. Its map has one id, the caller's own, so that no helper with
+// rights (newuidmap) is needed; supplementary groups stay as they are, since
+// GPU devices are often reached through them.
+func namespaces(s *Spec, h *Host) *syscall.SysProcAttr {
+	attr := &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
+	if h.Root {
+		return attr
+	}
+	uid, gid := h.UID, h.GID
+	if s.RemapRoot {
+		uid, gid = 0, 0
+	} else {
+		attr.AmbientCaps = setupCaps
+	}
+	attr.Cloneflags |= unix.CLONE_NEWUSER
+	attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: uid, HostID: h.UID, Size: 1}}
+	attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: gid, HostID: h.GID, Size: 1}}
+	return attr
+}
+
+func explainClone(err error, h *Host) error {
+	if h.Root {
+		return fmt.Errorf("make a mount namespace: %w", err)
+	}
+	return fmt.Errorf("make a user namespace: %w: %s", err, namespaceHint())
+}
+
+// Go sends the plan. From here on the container runs, and signals are the
+// command's.
+func (r *Runner) Go(ops []Op) error {
+	r.signals = catchSignals()
+	return writeMessage(r.socket, &order{Spec: *r.spec, Ops: ops})
+}
+
+// Wait forwards signals until the container has ended, ends what is left of
+// it, and returns its exit status.
+func (r *Runner) Wait() (int, error) {
+	done := make(chan struct{})
+	go r.forward(done)
+	var ws unix.WaitStatus
+	for {
+		_, err := unix.Wait4(r.pid, &ws, 0, nil)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return ExitFailed, fmt.Errorf("wait for the init stage: %w", err)
+		}
+	}
+	close(done)
+	r.pid = 0
+	endChildren(r.Spare...)
+	r.close()
+	return exitStatus(ws), nil
+}
+
+// Abandon ends a container that was started but is not wanted any more.
+func (r *Runner) Abandon() {
+	r.socket.Close() // init exits at the end of its input
+	time.AfterFunc(time.Second, func() { _ = unix.Kill(r.pid, unix.SIGKILL) })
+	var ws unix.WaitStatus
+	for {
+		if _, err := unix.Wait4(r.pid, &ws, 0, nil); !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	r.close()
+}
+
+func (r *Runner) close() {
+	r.socket.Close()
+	r.keep.close()
+}
+
+func (r *Runner) forward(done <-chan struct{}) {
+	for {
+		select {
+		case <-done:
+			return
+		case s := <-r.signals:
+			if !fromTerminal(s) {
+				_, _ = r.socket.Write([]byte{byte(s.(syscall.Signal))})
+			}
+		}
+	}
+}
+
+// upperDir is a writable layer on the host, locked for one container.
+type upperDir struct {
+	root *os.Root
+	lock *os.File
+}
+
+// openUpper makes and locks the directory of a writable layer. Two overlays
+// on one upper directory corrupt it. An empty path gives nil, which is usable.
+func openUpper(dir string) (*upperDir, error) {
+	if dir == "" {
+		return nil, nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("writable layer: %w", err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("writable layer: %w", err)
+	}
+	lock, err := root.OpenFile(".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err == nil {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
+		root.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("writable layer %s: in use by another container", dir)
+		}
+		return nil, fmt.Errorf("writable layer %s: %w", dir, err)
+	}
+	return &upperDir{root, lock}, nil
+}
+
+// close removes overlayfs's work directory, which is left with mode 000, and
+// unlocks. Errors do not matter: the next use finds and reuses what is left.
+func (u *upperDir) close() {
+	if u == nil {
+		return
+	}
+	_ = u.root.Chmod("work/work", 0o700)
+	_ = u.root.RemoveAll("work")
+	u.lock.Close()
+	u.root.Close()
+}

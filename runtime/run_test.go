@@ -1,0 +1,548 @@
+package runtime
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The tests run containers whose root is a directory with busybox, as the
+// test's own user and, when that is root, as an ordinary user as well. The
+// test binary stands in for squire: under InitName it is the init stage, under
+// runnerName the runner.
+
+const (
+	runnerName = "squire-test-runner"
+	specEnv    = "SQUIRE_TEST_SPEC"
+	plainUID   = 23456 // needs no account
+)
+
+func TestMain(m *testing.M) {
+	switch os.Args[0] {
+	case InitName:
+		os.Exit(Init(nil))
+	case runnerName:
+		os.Exit(testRunner())
+	}
+	for _, fd := range inherited() { // from whatever runs the tests
+		unix.CloseOnExec(fd)
+	}
+	os.Exit(m.Run())
+}
+
+func testRunner() int {
+	unix.Umask(0o077)
+	var s Spec
+	if err := json.Unmarshal([]byte(os.Getenv(specEnv)), &s); err != nil {
+		return fail(ExitFailed, err)
+	}
+	h := Probe()
+	ops, err := Plan(&s, h)
+	if err != nil {
+		return fail(ExitFailed, err)
+	}
+	var r Runner
+	if err := r.Start(&s, h); err != nil {
+		return fail(ExitFailed, err)
+	}
+	if err := r.Go(ops); err != nil {
+		r.Abandon()
+		return fail(ExitFailed, err)
+	}
+	status, err := r.Wait()
+	if err != nil {
+		return fail(ExitFailed, err)
+	}
+	return status
+}
+
+// who is a user to run as.
+type who struct {
+	name string
+	uid  int
+}
+
+// users are the ones that this test process can be.
+func users() []who {
+	if os.Getuid() == 0 {
+		return []who{{"root", 0}, {"user", plainUID}}
+	}
+	return []who{{"user", os.Getuid()}}
+}
+
+// forUsers runs f for each user, in a root file system of its own.
+func forUsers(t *testing.T, f func(t *testing.T, w who, root string)) {
+	busybox := needBusybox(t)
+	for _, w := range users() {
+		t.Run(w.name, func(t *testing.T) {
+			if w.uid != 0 && !mayUnshare(w) {
+				t.Skip("user namespaces are not allowed here: " + namespaceHint())
+			}
+			f(t, w, makeRoot(t, w, busybox))
+		})
+	}
+}
+
+func needBusybox(t *testing.T) string {
+	t.Helper()
+	for _, p := range []string{"/bin/busybox", "/usr/bin/busybox"} {
+		if out, err := exec.Command(p, "ldd", p).CombinedOutput(); err == nil || !strings.Contains(string(out), "=>") {
+			if _, err := os.Stat(p); err == nil {
+				return p
+			}
+		}
+	}
+	t.Skip("needs a static busybox (Debian's busybox-static)")
+	return ""
+}
+
+func mayUnshare(w who) bool {
+	cmd := exec.Command("/bin/true")
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: w.uid, HostID: os.Getuid(), Size: 1}},
+	}
+	return cmd.Run() == nil
+}
+
+// publicDir is a temporary directory that belongs to w and that w can reach.
+func publicDir(t *testing.T, w who) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "squire-runtime-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Chown(dir, w.uid, w.uid)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// makeRoot is a root file system with busybox and nothing else but /etc/hosts.
+func makeRoot(t *testing.T, w who, busybox string) string {
+	t.Helper()
+	root := publicDir(t, w)
+	for _, d := range []string{"bin", "etc", "opt", "proc", "sys", "dev", "tmp"} {
+		if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	prog, err := os.ReadFile(busybox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "bin/busybox"), prog, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range strings.Fields("sh cat ls id env sleep pwd mount touch mkdir rm kill setsid tty stat grep ln hostname readlink true chmod cut") {
+		if err := os.Symlink("busybox", filepath.Join(root, "bin", name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err = filepath.Walk(root, func(p string, _ os.FileInfo, err error) error {
+		return errors.Join(err, os.Lchown(p, w.uid, w.uid))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return root
+}
+
+// runner prepares a runner for s as w.
+func runner(t *testing.T, w who, s Spec) *exec.Cmd {
+	t.Helper()
+	b, err := json.Marshal(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Args = []string{runnerName}
+	cmd.Env = append(os.Environ(), specEnv+"="+string(b))
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{}
+	if w.uid != os.Getuid() {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(w.uid), Gid: uint32(w.uid), Groups: []uint32{uint32(w.uid) + 1}}
+	}
+	return cmd
+}
+
+// result is what a container printed and how it ended.
+type result struct {
+	out, err string
+	status   int
+}
+
+func run(t *testing.T, w who, s Spec) result {
+	t.Helper()
+	cmd := runner(t, w, s)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.WaitDelay = time.Second
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
+	defer timer.Stop()
+	err := cmd.Wait()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// sh runs a shell script in a container and wants it to succeed.
+func sh(t *testing.T, w who, s Spec, script string) string {
+	t.Helper()
+	s.Command = []string{"/bin/sh", "-c", script}
+	r := run(t, w, s)
+	if r.status != 0 || r.err != "" {
+		t.Fatalf("%s\nexit status %d\nstdout: %s\nstderr: %s", script, r.status, r.out, r.err)
+	}
+	return strings.TrimSpace(r.out)
+}
+
+func TestRunSees(t *testing.T) {
+	forUsers(t, func(t *testing.T, w who, root string) {
+		id := strconv.Itoa(w.uid)
+		tests := []struct {
+			name, script, want string
+			spec               Spec
+		}{
+			{name: "ids", script: "id -u; id -g", want: id + "\n" + id},
+			{name: "remap", script: "id -u; id -g; echo $HOME", spec: Spec{RemapRoot: true}, want: "0\n0\n/root"},
+			{name: "root", script: "ls /", want: "bin\ndev\netc\nopt\nproc\nsys\ntmp"},
+			{name: "default workdir", script: "pwd", want: "/"},
+			{name: "workdir", script: "pwd", spec: Spec{Workdir: "/bin"}, want: "/bin"},
+			{name: "null", script: "echo x >/dev/null && cat /dev/null", want: ""},
+			{name: "urandom", script: "ls -l /dev/urandom | grep -c ^c", want: "1"},
+			{name: "fds", script: "ls /dev/fd", want: "0\n1\n2\n3"}, // 3 is ls's own
+			{name: "self", script: "cat /proc/self/comm", want: "cat"},
+			{name: "sys read-only", script: "touch /sys/x 2>&1 | grep -c 'Read-only'", want: "1"},
+			{name: "root read-only", script: "touch /x 2>&1 | grep -c 'Read-only'", want: "1"},
+			{name: "no new privs", script: "grep NoNewPrivs /proc/self/status", want: "NoNewPrivs:\t1"},
+			{name: "tmp is the host's", script: "ls -d " + root, want: root},
+			{name: "environment", script: "echo $A $B $PATH", spec: Spec{Environ: []string{"A=1", "PATH=/nowhere"}, SetEnv: []string{"B=2"}}, want: "1 2 " + DefaultPath},
+			{name: "umask", script: "umask; ls -ld / /dev | cut -c1-10", spec: Spec{Writable: true}, want: "0077\ndrwxr-xr-x\ndrwxr-xr-x"},
+			{name: "pts", script: "ls /dev/pts; readlink /dev/ptmx", want: "ptmx\npts/ptmx"},
+		}
+		if w.uid != 0 {
+			tests = append(tests, []struct {
+				name, script, want string
+				spec               Spec
+			}{
+				{name: "no capabilities", script: "grep -E 'Cap(Eff|Prm|Inh|Amb|Bnd)' /proc/self/status | grep -vc 0000000000000000; true", want: "0"},
+				{name: "groups kept", script: "grep Groups /proc/self/status | grep -c 65534", want: "1"},
+				{name: "no host in sight", script: "ls /proc/1/root/ >/dev/null 2>&1 || echo no", want: "no"},
+				{name: "locked", script: "mount -o remount,rw / 2>/dev/null || echo no", want: "no"},
+			}...)
+		}
+		for _, tt := range tests {
+			t.Run(tt.name, func(t *testing.T) {
+				if tt.name == "remap" && w.uid == 0 {
+					tt.want = "0\n0\n/root"
+				}
+				tt.spec.Dir = root
+				if got := sh(t, w, tt.spec, tt.script); got != tt.want {
+					t.Errorf("got %q, want %q", got, tt.want)
+				}
+			})
+		}
+	})
+}
+
+func TestRunMounts(t *testing.T) {
+	forUsers(t, func(t *testing.T, w who, root string) {
+		data := publicDir(t, w)
+		if err := os.WriteFile(data+"/f", []byte("data\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(os.Symlink("/etc/passwd", root+"/abs"), os.Symlink("../../../up", root+"/bin/up"),
+			os.Symlink("/made/by/link", root+"/dangling"), os.Symlink("loop", root+"/loop")); err != nil {
+			t.Fatal(err)
+		}
+		tests := []struct{ name, mounts, script, want string }{
+			{"dir", data + ":/data", "cat /data/f", "data"},
+			{"made deep", data + ":/a/b/c/d", "cat /a/b/c/d/f", "data"},
+			{"writable", data + ":/data", "echo x >/data/new && cat /data/new && rm /data/new", "x"},
+			{"read-only", data + ":/data:ro", "touch /data/new 2>&1 | grep -c Read-only", "1"},
+			{"file", data + "/f:/etc/conf", "cat /etc/conf", "data"},
+			{"same path", data, "cat " + data + "/f", "data"},
+			{"onto dangling link", data + ":/dangling", "cat /made/by/link/f", "data"},
+			{"link up stays inside", data + ":/bin/up", "cat /up/f", "data"},
+			{"missing nofail", "/does/not/exist:/x:nofail", "echo ok", "ok"},
+			{"two", data + ":/d1," + data + "/f:/d1/f", "cat /d1/f", "data"},
+			{"noexec", data + ":/data:noexec+nosuid+nodev", "grep -c ' /data .*nosuid,nodev,noexec' /proc/self/mountinfo", "1"},
+		}
+		for _, tt := range tests {
+			t.Run(tt.name, func(t *testing.T) {
+				ms, err := ParseMounts(tt.mounts, "/")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := sh(t, w, Spec{Dir: root, Mounts: ms}, tt.script); got != tt.want {
+					t.Errorf("got %q, want %q", got, tt.want)
+				}
+			})
+		}
+		for _, name := range []string{"a", "made", "up", "etc/conf", "d1"} {
+			if _, err := os.Lstat(filepath.Join(root, name)); err == nil {
+				t.Errorf("%s was made in the directory itself", name)
+			}
+		}
+		for name, bad := range map[string]Mount{
+			"dir onto file": {Source: data, Target: "/bin/busybox"},
+			"file onto dir": {Source: data + "/f", Target: "/etc"},
+			"link loop":     {Source: data, Target: "/loop"},
+			"gone":          {Source: data + "/gone", Target: "/data"},
+		} {
+			t.Run(name, func(t *testing.T) {
+				r := run(t, w, Spec{Dir: root, Mounts: []Mount{bad}, Command: []string{"/bin/true"}})
+				if r.status != ExitFailed || strings.Count(r.err, "\n") != 1 || !strings.HasPrefix(r.err, "squire: ") {
+					t.Errorf("exit status %d, stderr %q; want 125 and one line", r.status, r.err)
+				}
+			})
+		}
+	})
+}
+
+func TestRunWritable(t *testing.T) {
+	forUsers(t, func(t *testing.T, w who, root string) {
+		script := "echo new >/file && mkdir /dir && rm /opt/gone && cat /file"
+		if err := os.WriteFile(root+"/opt/gone", nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(root+"/opt/gone", w.uid, w.uid); err != nil {
+			t.Fatal(err)
+		}
+		t.Run("tmpfs", func(t *testing.T) {
+			if got := sh(t, w, Spec{Dir: root, Writable: true}, script); got != "new" {
+				t.Errorf("got %q", got)
+			}
+			if got := sh(t, w, Spec{Dir: root, Writable: true}, "ls /file /dir 2>/dev/null; ls /opt/gone"); got != "/opt/gone" {
+				t.Errorf("a layer in memory outlived its container: %q", got)
+			}
+		})
+		t.Run("directory", func(t *testing.T) {
+			upper := filepath.Join(publicDir(t, w), "with:odd,name\\")
+			s := Spec{Dir: root, Writable: true, Upper: upper}
+			sh(t, w, s, script)
+			if got := sh(t, w, s, "ls -d /file /dir; ls /opt"); got != "/dir\n/file" {
+				t.Errorf("kept layer shows %q", got)
+			}
+			if _, err := os.Lstat(upper + "/work"); err == nil {
+				t.Error("the work directory was left behind")
+			}
+			// Replacing a directory of the image needs the userxattr option.
+			sh(t, w, s, "rm -r /opt && mkdir /opt && touch /opt/x")
+			if got := sh(t, w, s, "ls /opt"); got != "x" {
+				t.Errorf("replaced directory shows %q", got)
+			}
+		})
+		t.Run("in use", func(t *testing.T) {
+			upper := filepath.Join(publicDir(t, w), "u")
+			s := Spec{Dir: root, Writable: true, Upper: upper, Command: []string{"/bin/sh", "-c", "echo started; sleep 30"}}
+			stop := startUntil(t, w, s, "started")
+			defer stop()
+			s.Command = []string{"/bin/true"}
+			if r := run(t, w, s); r.status != ExitFailed || !strings.Contains(r.err, "in use by another container") {
+				t.Errorf("exit status %d, stderr %q", r.status, r.err)
+			}
+		})
+	})
+}
+
+func TestRunStatus(t *testing.T) {
+	forUsers(t, func(t *testing.T, w who, root string) {
+		if err := errors.Join(
+			os.WriteFile(root+"/bin/text", []byte("just text\n"), 0o755),
+			os.WriteFile(root+"/bin/script", []byte("#!/no/such/interpreter\n"), 0o755),
+			os.WriteFile(root+"/bin/plain", []byte("#!/bin/sh\n"), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		tests := []struct {
+			name    string
+			spec    Spec
+			command []string
+			want    int
+			err     string
+		}{
+			{name: "true", command: []string{"true"}, want: 0},
+			{name: "status", command: []string{"sh", "-c", "exit 42"}, want: 42},
+			{name: "signal", command: []string{"sh", "-c", "kill -TERM $$"}, want: 128 + 15},
+			{name: "killed", command: []string{"sh", "-c", "kill -KILL $$"}, want: 128 + 9},
+			{name: "not in PATH", command: []string{"no-such"}, want: 127, err: "no-such: command not found"},
+			{name: "no such path", command: []string{"/no/such"}, want: 127, err: "/no/such: command not found"},
+			{name: "text", command: []string{"text"}, want: 126, err: "not a program"},
+			{name: "no interpreter", command: []string{"script"}, want: 126, err: "interpreter"},
+			{name: "not executable", command: []string{"/bin/plain"}, want: 126, err: "not executable"},
+			{name: "directory", command: []string{"/bin"}, want: 126, err: "not a regular file"},
+			{name: "workdir", spec: Spec{Workdir: "/nowhere"}, command: []string{"true"}, want: 125, err: "working directory /nowhere"},
+		}
+		for _, tt := range tests {
+			t.Run(tt.name, func(t *testing.T) {
+				tt.spec.Dir, tt.spec.Image, tt.spec.Command = root, "IMG", tt.command
+				r := run(t, w, tt.spec)
+				lines := min(1, len(tt.err))
+				if r.status != tt.want || strings.Count(r.err, "\n") != lines || !strings.Contains(r.err, tt.err) {
+					t.Errorf("exit status %d, stderr %q, want %d and %q", r.status, r.err, tt.want, tt.err)
+				}
+			})
+		}
+	})
+}
+
+func TestRunSignals(t *testing.T) {
+	forUsers(t, func(t *testing.T, w who, root string) {
+		s := Spec{Dir: root, Command: []string{"/bin/sh", "-c", `
+			for s in HUP INT QUIT USR1 USR2; do trap "echo got $s" $s; done
+			trap 'echo got TERM; exit 7' TERM
+			echo started
+			while :; do sleep 0.05; done`}}
+		cmd := runner(t, w, s)
+		cmd.SysProcAttr.Setsid = true // no terminal
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
+		defer timer.Stop()
+		lines := newLines(out)
+		lines.want(t, "started")
+		for sig, name := range map[syscall.Signal]string{
+			unix.SIGHUP: "HUP", unix.SIGINT: "INT", unix.SIGQUIT: "QUIT", unix.SIGUSR1: "USR1", unix.SIGUSR2: "USR2", unix.SIGTERM: "TERM",
+		} {
+			if sig == unix.SIGTERM {
+				continue
+			}
+			_ = cmd.Process.Signal(sig)
+			lines.want(t, "got "+name)
+		}
+		_ = cmd.Process.Signal(unix.SIGTERM)
+		lines.want(t, "got TERM")
+		_ = cmd.Wait()
+		if got := cmd.ProcessState.ExitCode(); got != 7 {
+			t.Errorf("exit status %d, want 7", got)
+		}
+	})
+}
+
+// A container leaves nothing behind, however it ends: not a daemon that left
+// its session and parent, not a mount.
+func TestRunEnds(t *testing.T) {
+	const daemon = `(setsid sh -c 'sh -c "exec sleep %d" & sleep %[1]d' &) ; echo started; `
+	forUsers(t, func(t *testing.T, w who, root string) {
+		for i, how := range []string{"normally", "runner killed", "init killed"} {
+			t.Run(how, func(t *testing.T) {
+				mark := 870000 + os.Getpid()%10000*10 + i*3 + w.uid%2
+				end := "sleep 60"
+				if how == "normally" {
+					end = "sleep 0.2; true"
+				}
+				cmd := runner(t, w, Spec{Dir: root, Command: []string{"/bin/sh", "-c", fmt.Sprintf(daemon, mark) + end}})
+				out, err := cmd.StdoutPipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := cmd.Start(); err != nil {
+					t.Fatal(err)
+				}
+				timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
+				defer timer.Stop()
+				newLines(out).want(t, "started")
+				waitFor(t, "the daemon to start", func() bool { return len(withArgument(strconv.Itoa(mark))) >= 2 })
+				switch how {
+				case "runner killed":
+					_ = cmd.Process.Kill()
+				case "init killed":
+					for _, pid := range childrenOf(cmd.Process.Pid) {
+						_ = unix.Kill(pid, unix.SIGKILL)
+					}
+				}
+				_ = cmd.Wait()
+				waitFor(t, "every process to end", func() bool { return len(withArgument(strconv.Itoa(mark))) == 0 })
+				mounts, err := os.ReadFile("/proc/self/mountinfo")
+				if err != nil || strings.Contains(string(mounts), root) {
+					t.Errorf("something is still mounted (%v)", err)
+				}
+			})
+		}
+	})
+}
+
+// Signals that the caller ignores, as nohup does, stay ignored.
+func TestRunNohup(t *testing.T) {
+	forUsers(t, func(t *testing.T, w who, root string) {
+		s := Spec{Dir: root, Command: []string{"/bin/grep", "SigIgn", "/proc/self/status"}}
+		cmd := runner(t, w, s)
+		cmd.Path, cmd.Args = "/bin/sh", []string{"sh", "-c", `trap "" HUP; exec -a ` + runnerName + ` /proc/self/fd/9`}
+		self, err := os.Open("/proc/self/exe")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer self.Close()
+		if _, err := exec.LookPath("bash"); err != nil {
+			t.Skip("needs bash, for exec -a")
+		}
+		cmd.Path, cmd.Args[0] = "/bin/bash", "bash"
+		cmd.ExtraFiles = []*os.File{self, self, self, self, self, self, self} // 3 to 9
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		mask, err := strconv.ParseUint(strings.Fields(string(out))[1], 16, 64)
+		if err != nil || mask&(1<<(unix.SIGHUP-1)) == 0 {
+			t.Errorf("SIGHUP is not ignored inside: %s", out)
+		}
+	})
+}
+
+// Descriptors that the caller passes on purpose arrive at their own numbers,
+// as Slurm's PMI_FD must; none of ours do.
+func TestRunDescriptors(t *testing.T) {
+	forUsers(t, func(t *testing.T, w who, root string) {
+		r, wr, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		cmd := runner(t, w, Spec{Dir: root, Command: []string{"/bin/sh", "-c", "ls /proc/self/fd; echo hello >&4"}})
+		cmd.ExtraFiles = []*os.File{nil, wr}
+		out, err := cmd.Output()
+		wr.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Fields(string(out)); strings.Join(got, " ") != "0 1 2 3 4" { // 3 is ls's own
+			t.Errorf("descriptors inside: %v", got)
+		}
+		b := make([]byte, 10)
+		if n, _ := r.Read(b); string(b[:n]) != "hello\n" {
+			t.Errorf("got %q through descriptor 4", b[:n])
+		}
+	})
+}
+
+func TestInitAlone(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Args = []string{InitName}
+	out, err := cmd.CombinedOutput()
+	if err == nil || cmd.ProcessState.ExitCode() != ExitFailed || !strings.Contains(string(out), "squire's own use") {
+		t.Errorf("%v: %s", err, out)
+	}
+}

@@ -1,0 +1,124 @@
+package runtime
+
+import (
+	"fmt"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Spec is what the user asked for. The zero value of each field means its
+// default. It holds no descriptors and can be written as JSON.
+type Spec struct {
+	// Image names the root file system in messages and in the plan.
+	Image string
+	// Dir is a directory to use as root file system. Empty: the MountFunc
+	// given to Init mounts it.
+	Dir string
+	// Command is the program and its arguments. Empty: /bin/sh.
+	Command []string
+	// Workdir is the working directory inside. Empty: "/".
+	Workdir string
+	// Mounts are bound on top of the root file system, in this order.
+	Mounts []Mount
+	// Writable puts a writable layer above the root file system.
+	Writable bool
+	// Upper is the host directory that keeps the writable layer, absolute.
+	// Empty: a tmpfs that goes with the container.
+	Upper string
+	// RemapRoot shows the caller as root inside. Only for ordinary users:
+	// root is root anyway.
+	RemapRoot bool
+
+	// Environ is the caller's environment, as of os.Environ.
+	Environ []string
+	// KeepEnv names variables whose value in Environ wins over the image's.
+	KeepEnv []string
+	// SetEnv holds NAME=VALUE settings that win over everything.
+	SetEnv []string
+}
+
+// Mount is one bind mount that the user asked for.
+type Mount struct {
+	Source string   // path on the host, absolute
+	Target string   // path inside, absolute, resolved inside the root
+	Flags  []string // words of mountFlags
+}
+
+// mountFlags are the words that may stand in the FLAGS part of a mount, by
+// what they set. They are those of mount(8) that make sense for a bind mount;
+// pyxis passes unknown words to the kernel, which ignores them, so that a typo
+// of "ro" gives a writable mount. Here a typo is an error.
+var mountFlags = []string{
+	"ro", "rw", "bind", "rbind", "nosuid", "nodev", "noexec", "suid", "dev", "exec",
+	"private", "rprivate", "slave", "rslave", "shared", "rshared", "unbindable", "runbindable",
+	"nofail", "x-create=auto", "x-create=dir", "x-create=file",
+}
+
+// ParseMounts reads the argument of --mounts: SRC[:DST[:FLAGS]], several
+// separated by commas, flags joined by '+', as pyxis defines them. Relative
+// sources are taken from dir. DST defaults to SRC.
+func ParseMounts(arg, dir string) ([]Mount, error) {
+	var ms []Mount
+	for _, one := range strings.Split(arg, ",") {
+		m, err := parseMount(one, dir)
+		if err != nil {
+			return nil, fmt.Errorf("mount %q: %w", one, err)
+		}
+		ms = append(ms, m)
+	}
+	return ms, nil
+}
+
+func parseMount(arg, dir string) (Mount, error) {
+	part := strings.SplitN(arg, ":", 3)
+	m := Mount{Source: part[0], Target: part[0]}
+	if len(part) > 1 {
+		m.Target = part[1]
+	}
+	if len(part) > 2 && part[2] != "" {
+		m.Flags = strings.Split(part[2], "+")
+	}
+	if !isPath(m.Source) || strings.ContainsRune(arg, 0) {
+		return m, fmt.Errorf(`the source must be a path that starts with "/" or "."; the form is SRC[:DST[:FLAGS]]`)
+	}
+	if !isPath(m.Target) {
+		return m, fmt.Errorf(`the destination must be a path that starts with "/" or "."`)
+	}
+	for _, f := range m.Flags {
+		if !slices.Contains(mountFlags, f) {
+			return m, fmt.Errorf("unknown flag %q; known are %s", f, strings.Join(mountFlags, " "))
+		}
+	}
+	if !filepath.IsAbs(m.Source) {
+		m.Source = filepath.Join(dir, m.Source)
+	}
+	if !path.IsAbs(m.Target) { // relative to the root, as in pyxis
+		m.Target = "/" + m.Target
+	}
+	m.Target = path.Clean(m.Target)
+	return m, nil
+}
+
+func isPath(s string) bool { return strings.HasPrefix(s, "/") || strings.HasPrefix(s, ".") }
+
+// check reports what in the Spec cannot work, before anything is started.
+func (s *Spec) check() error {
+	for _, e := range s.SetEnv {
+		if name, _, ok := strings.Cut(e, "="); !ok || !validName(name) {
+			return fmt.Errorf("environment %q: want NAME=VALUE", e)
+		}
+	}
+	for _, n := range s.KeepEnv {
+		if !validName(n) {
+			return fmt.Errorf("environment variable name %q is not valid", n)
+		}
+	}
+	for _, str := range slices.Concat(s.Command, s.SetEnv, []string{s.Workdir, s.Upper, s.Dir}) {
+		if strings.ContainsRune(str, 0) {
+			return fmt.Errorf("%q holds a NUL byte", str)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,120 @@
+package runtime
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func TestParseMounts(t *testing.T) {
+	tests := []struct {
+		arg  string
+		want []Mount
+		err  string
+	}{
+		{arg: "/a", want: []Mount{{"/a", "/a", nil}}},
+		{arg: "/a:/b", want: []Mount{{"/a", "/b", nil}}},
+		{arg: "/a:/b:", want: []Mount{{"/a", "/b", nil}}},
+		{arg: "/a:/b:ro", want: []Mount{{"/a", "/b", []string{"ro"}}}},
+		{arg: "/a:/b:ro+private,/c", want: []Mount{{"/a", "/b", []string{"ro", "private"}}, {"/c", "/c", nil}}},
+		{arg: "./x:/x", want: []Mount{{"/cwd/x", "/x", nil}}},
+		{arg: "../x:./y", want: []Mount{{"/x", "/y", nil}}},
+		{arg: "/a:/b/../../c", want: []Mount{{"/a", "/c", nil}}},
+		{arg: "/a:", err: "destination must be"},
+		{arg: "a:/b", err: "source must be"},
+		{arg: "/a:b", err: "destination must be"},
+		{arg: "", err: "source must be"},
+		{arg: "/a,,/b", err: "source must be"},
+		{arg: "/a:/b:r0", err: `unknown flag "r0"`},
+		{arg: "/a:/b:ro:x", err: `unknown flag "ro:x"`},
+		{arg: "/a\x00:/b", err: "source must be"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.arg, func(t *testing.T) {
+			got, err := ParseMounts(tt.arg, "/cwd")
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Fatalf("error %v, want one with %q", err, tt.err)
+				}
+				return
+			}
+			if err != nil || !reflect.DeepEqual(got, tt.want) {
+				t.Errorf("got %+v, %v, want %+v", got, err, tt.want)
+			}
+		})
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	s := &Spec{
+		Environ: []string{"A=host", "B=host", "LANG=de_DE", "LC_ALL=de_DE", "PATH=/opt/host/bin", "HOME=/home/u", "SLURM_PROCID=3", "SLURM_LOCALID=1", "EMPTY="},
+		KeepEnv: []string{"B", "LC_ALL"},
+		SetEnv:  []string{"C=set", "D=a=b"},
+	}
+	image := parseEnvironment([]byte("# comment\nA=image\nB=image\nC=image\nPYTORCH_VERSION=\"2.1\"\nENROOT_X=1\nnot an assignment\n1BAD=x\nQ='a b'\nexport E=f\n"))
+	want := []string{
+		"A=image", "B=host", "LC_ALL=de_DE", "PATH=" + DefaultPath, "HOME=/home/u", "SLURM_PROCID=3", "SLURM_LOCALID=1", "EMPTY=",
+		"C=set", "PYTORCH_VERSION=2.1", "Q=a b", "E=f", "RANK=3", "LOCAL_RANK=1", "D=a=b",
+	}
+	if got := environment(s, image); !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+}
+
+func TestEnvironmentPath(t *testing.T) {
+	for _, tt := range []struct {
+		name, want string
+		keep       []string
+		image      []string
+	}{
+		{name: "default", want: "PATH=" + DefaultPath},
+		{name: "image", image: []string{"PATH=/conda/bin:/bin"}, want: "PATH=/conda/bin:/bin"},
+		{name: "kept", image: []string{"PATH=/conda/bin:/bin"}, keep: []string{"PATH"}, want: "PATH=/host"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := &Spec{Environ: []string{"PATH=/host"}, KeepEnv: tt.keep}
+			if got := environment(s, tt.image); !reflect.DeepEqual(got, []string{tt.want}) {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestEnvironmentRemappedRoot(t *testing.T) {
+	s := &Spec{RemapRoot: true, Environ: []string{"HOME=/home/u", "USER=u"}, KeepEnv: []string{"USER"}}
+	want := []string{"HOME=/root", "USER=u", "LOGNAME=root", "PATH=" + DefaultPath}
+	if got := environment(s, nil); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// A hostile image's environment must not cost more than its size.
+func TestEnvironmentLarge(t *testing.T) {
+	var b strings.Builder
+	for i := range 100000 {
+		b.WriteString("V" + strings.Repeat("x", i%5) + string(rune('a'+i%26)) + "=1\n")
+		if i%3 == 0 {
+			b.WriteString("W" + strings.Repeat("y", i%7) + "\x00=1\n")
+		}
+	}
+	if n := len(parseEnvironment([]byte(b.String()))); n != 5*26 {
+		t.Errorf("%d variables, want %d", n, 5*26)
+	}
+}
+
+func TestSpecCheck(t *testing.T) {
+	for name, s := range map[string]Spec{
+		"set without value":  {SetEnv: []string{"A"}},
+		"set without name":   {SetEnv: []string{"=x"}},
+		"keep with value":    {KeepEnv: []string{"A=b"}},
+		"empty name to keep": {KeepEnv: []string{""}},
+		"NUL in argument":    {Command: []string{"a\x00b"}},
+		"NUL in workdir":     {Workdir: "/\x00"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := Plan(&s, &Host{}); err == nil {
+				t.Error("no error")
+			}
+		})
+	}
+}

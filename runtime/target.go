@@ -1,0 +1,135 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Targets are paths in a root that somebody else made: any component may be a
+// symbolic link to anywhere. They are only ever resolved by the kernel, inside
+// the root, into a descriptor, and used through it.
+
+// maxLinks bounds the dangling links that are followed while a target is made,
+// as MAXSYMLINKS (fs/namei.c) does for those that are not.
+const maxLinks = 40
+
+// openIn returns an O_PATH descriptor of name inside root, following links as
+// if root were "/".
+func openIn(root int, name string) (int, error) {
+	for range 100 {
+		fd, err := unix.Openat2(root, name, &unix.OpenHow{
+			Flags:   unix.O_PATH | unix.O_CLOEXEC,
+			Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+		})
+		// EAGAIN: something was renamed meanwhile and the kernel could not
+		// tell whether ".." stayed inside (openat2(2)).
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+			return fd, err
+		}
+	}
+	return -1, unix.EAGAIN
+}
+
+// makeTarget returns an O_PATH descriptor of name inside root, after making
+// it, and the directories above it, where they are missing. It checks that a
+// target that is there is a directory, or not, as wanted.
+func makeTarget(root int, name string, dir bool) (int, error) {
+	links := maxLinks
+	return makeAt(root, name, dir, &links)
+}
+
+func makeAt(root int, name string, dir bool, links *int) (int, error) {
+	fd, err := openIn(root, name)
+	if err == nil {
+		return checkKind(fd, dir)
+	}
+	if !errors.Is(err, unix.ENOENT) {
+		return -1, err
+	}
+	name = strings.TrimRight(name, "/")
+	parent, base := path.Split(name)
+	if base == "" || base == "." || base == ".." {
+		return -1, err
+	}
+	pfd := -1
+	if parent == "" {
+		parent = "/"
+	}
+	if pfd, err = makeAt(root, parent, true, links); err != nil {
+		return -1, err
+	}
+	defer unix.Close(pfd)
+	err = create(pfd, base, dir)
+	if errors.Is(err, unix.EEXIST) { // a link to something that is missing
+		if *links--; *links < 0 {
+			return -1, unix.ELOOP
+		}
+		return followDangling(root, pfd, parent, base, dir, links)
+	}
+	if err != nil {
+		return -1, err
+	}
+	return unix.Openat(pfd, base, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+}
+
+// followDangling makes what the link base in parent points to.
+func followDangling(root, pfd int, parent, base string, dir bool, links *int) (int, error) {
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(pfd, base, buf)
+	if err != nil {
+		return -1, err
+	}
+	to := string(buf[:n])
+	if !path.IsAbs(to) {
+		to = strings.TrimRight(parent, "/") + "/" + to
+	}
+	return makeAt(root, to, dir, links)
+}
+
+func create(dirfd int, base string, dir bool) error {
+	if dir {
+		return unix.Mkdirat(dirfd, base, 0o755)
+	}
+	fd, err := unix.Openat(dirfd, base, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
+	if err == nil {
+		unix.Close(fd)
+	}
+	return err
+}
+
+// checkKind closes fd and returns an error if it is a directory and should
+// not be, or the other way round: the kernel would only say "invalid".
+func checkKind(fd int, dir bool) (int, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	is := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if is == dir {
+		return fd, nil
+	}
+	unix.Close(fd)
+	if dir {
+		return -1, fmt.Errorf("the source is a directory, the target is not")
+	}
+	return -1, fmt.Errorf("the target is a directory, the source is not")
+}
+
+// symlinkIn makes a link at name inside root; one that is there already stays.
+func symlinkIn(root int, to, name string) error {
+	dir, base := path.Split(name)
+	fd, err := makeTarget(root, dir, true)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Symlinkat(to, fd, base); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return nil
+}
