@@ -286,7 +286,7 @@ func (b *builder) newFS(fstype string, op Op) error {
 			return fmt.Errorf("option %s: %w", w, err)
 		}
 	}
-	if err := unix.FsconfigCreate(fs); err != nil {
+	if err = unix.FsconfigCreate(fs); err != nil {
 		return err
 	}
 	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attrs)

@@ -187,7 +187,7 @@ func dieWith(runner *os.File) {
 	for {
 		if _, err := io.ReadFull(runner, b[:]); err != nil {
 			endChildren()
-			os.Exit(exitSignalled + int(unix.SIGKILL))
+			os.Exit(exitSignalled + int(unix.SIGKILL)) //nolint:forbidigo // the main goroutine waits in the kernel
 		}
 		sig := unix.Signal(b[0])
 		if pid == 0 {
@@ -209,7 +209,7 @@ func endEarly(sig unix.Signal) {
 	switch sig {
 	case unix.SIGWINCH, unix.SIGIO, unix.SIGPWR:
 	default:
-		os.Exit(exitSignalled + int(sig))
+		os.Exit(exitSignalled + int(sig)) //nolint:forbidigo // as in dieWith
 	}
 }
 
@@ -229,7 +229,8 @@ func imageEnvironment() []string {
 		return nil
 	}
 	defer f.Close()
-	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() || fi.Size() > limit {
+	fi, err := f.Stat()
+	if err != nil || !fi.Mode().IsRegular() || fi.Size() > limit {
 		return nil
 	}
 	text, err := io.ReadAll(io.LimitReader(f, limit))

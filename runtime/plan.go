@@ -181,8 +181,11 @@ func deviceMounts(h *Host) []Op {
 		ops = append(ops, Op{Do: OpBind, Source: h.Terminal, Target: "/dev/console", Flags: []string{"nofail"}})
 	}
 	for _, l := range [][2]string{
-		{"pts/ptmx", "/dev/ptmx"}, {"/proc/self/fd", "/dev/fd"}, {"/proc/self/fd/0", "/dev/stdin"},
-		{"/proc/self/fd/1", "/dev/stdout"}, {"/proc/self/fd/2", "/dev/stderr"},
+		{"pts/ptmx", "/dev/ptmx"},
+		{"/proc/self/fd", "/dev/fd"},
+		{"/proc/self/fd/0", "/dev/stdin"},
+		{"/proc/self/fd/1", "/dev/stdout"},
+		{"/proc/self/fd/2", "/dev/stderr"},
 	} {
 		ops = append(ops, Op{Do: OpSymlink, Source: l[0], Target: l[1]})
 	}

@@ -48,7 +48,7 @@ func TestPlan(t *testing.T) {
 			}
 			golden := filepath.Join("testdata", tt.name+".plan")
 			if *update {
-				if err := os.WriteFile(golden, []byte(b.String()), 0o644); err != nil {
+				if err = os.WriteFile(golden, []byte(b.String()), 0o644); err != nil {
 					t.Fatal(err)
 				}
 			}

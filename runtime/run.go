@@ -32,7 +32,7 @@ type Runner struct {
 // start-up overlaps with whatever the caller does meanwhile.
 func (r *Runner) Start(s *Spec, h *Host) (err error) {
 	// The namespaces of a child of ours die with it, whatever happens here.
-	if err := becomeSubreaper(); err != nil {
+	if err = becomeSubreaper(); err != nil {
 		return fmt.Errorf("become a subreaper: %w", err)
 	}
 	if r.keep, err = openUpper(s.Upper); err != nil {

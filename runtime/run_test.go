@@ -53,10 +53,10 @@ func testRunner() int {
 		return fail(ExitFailed, err)
 	}
 	var r Runner
-	if err := r.Start(&s, h); err != nil {
+	if err = r.Start(&s, h); err != nil {
 		return fail(ExitFailed, err)
 	}
-	if err := r.Go(ops); err != nil {
+	if err = r.Go(ops); err != nil {
 		r.Abandon()
 		return fail(ExitFailed, err)
 	}
@@ -143,11 +143,11 @@ func makeRoot(t *testing.T, w who, busybox string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(root, "bin/busybox"), prog, 0o755); err != nil {
+	if err = os.WriteFile(filepath.Join(root, "bin/busybox"), prog, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range strings.Fields("sh cat ls id env sleep pwd mount touch mkdir rm kill setsid tty stat grep ln hostname readlink true chmod cut") {
-		if err := os.Symlink("busybox", filepath.Join(root, "bin", name)); err != nil {
+		if err = os.Symlink("busybox", filepath.Join(root, "bin", name)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -459,7 +459,7 @@ func TestRunEnds(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := cmd.Start(); err != nil {
+				if err = cmd.Start(); err != nil {
 					t.Fatal(err)
 				}
 				timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
@@ -496,7 +496,7 @@ func TestRunNohup(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer self.Close()
-		if _, err := exec.LookPath("bash"); err != nil {
+		if _, err = exec.LookPath("bash"); err != nil {
 			t.Skip("needs bash, for exec -a")
 		}
 		cmd.Path, cmd.Args[0] = "/bin/bash", "bash"

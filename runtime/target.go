@@ -55,11 +55,11 @@ func makeAt(root int, name string, dir bool, links *int) (int, error) {
 	if base == "" || base == "." || base == ".." {
 		return -1, err
 	}
-	pfd := -1
 	if parent == "" {
 		parent = "/"
 	}
-	if pfd, err = makeAt(root, parent, true, links); err != nil {
+	pfd, err := makeAt(root, parent, true, links)
+	if err != nil {
 		return -1, err
 	}
 	defer unix.Close(pfd)
