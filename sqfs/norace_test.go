@@ -1,0 +1,5 @@
+//go:build !race
+
+package sqfs
+
+const raceEnabled = false
