@@ -1,0 +1,197 @@
+package cache
+
+import (
+	"errors"
+	"math"
+	"sync"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+)
+
+// ErrPanic is what callers get that waited for a block whose decoder panicked.
+var ErrPanic = errors.New("cache: decoder of this block panicked")
+
+// shard is one part of a Cache with its own lock.
+//
+// A buffer is in one of four places: in loading (being decoded, in use by its loader), in kept (decoded, findable), in
+// free (waiting for its next use), or nowhere but in the hands of those who hold it (evicted while in use).
+//
+// INVARIANT: keptBytes + freeBytes <= budget whenever mu is free.
+type shard struct {
+	budget int64
+
+	mu        sync.Mutex
+	kept      *simplelru.LRU[key, *Buffer] // in order of last use
+	loading   map[key]*Buffer
+	free      [classes][]*Buffer
+	keptBytes int64
+	freeBytes int64
+	counts    Stats // Bytes unused
+}
+
+func (s *shard) init(budget int64) {
+	s.budget = budget
+	s.loading = make(map[key]*Buffer)
+	// The number of entries is bounded by the bytes, so simplelru's own bound is switched off. NewLRU fails only for
+	// sizes below 1.
+	s.kept, _ = simplelru.NewLRU[key, *Buffer](math.MaxInt, nil)
+}
+
+func (s *shard) stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sum := s.counts
+	sum.Bytes = s.keptBytes + s.freeBytes
+	return sum
+}
+
+// get is Cache.Get within the shard that k belongs to.
+func (s *shard) get(d Decoder, k key) (*Buffer, error) {
+	s.mu.Lock()
+	if b, ok := s.kept.Get(k); ok {
+		s.counts.Hits++
+		b.refs++
+		s.mu.Unlock()
+		return b, nil
+	}
+	if b, ok := s.loading[k]; ok {
+		s.counts.Waits++
+		return s.waitLocked(b)
+	}
+	s.counts.Misses++
+	b := s.takeLocked(k.block.Len)
+	b.refs = 1
+	s.loading[k] = b
+	s.mu.Unlock()
+	return s.load(d, k, b)
+}
+
+// waitLocked waits for the loader of b. It unlocks s.mu.
+func (s *shard) waitLocked(b *Buffer) (*Buffer, error) {
+	b.refs++
+	if b.done == nil {
+		b.done = make(chan struct{}) // only here: most loads have nobody waiting
+	}
+	done := b.done
+	s.mu.Unlock()
+	<-done
+	if err := b.err; err != nil {
+		b.Release()
+		return nil, err
+	}
+	return b, nil
+}
+
+// load decodes k into b, which is in s.loading, and hands the result to those who wait.
+func (s *shard) load(d Decoder, k key, b *Buffer) (*Buffer, error) {
+	err := ErrPanic // stays if ReadBlock does not return
+	defer func() { s.finish(k, b, err) }()
+	var n int
+	n, err = d.ReadBlock(b.mem[:k.block.Len], k.block)
+	if err != nil {
+		return nil, err
+	}
+	b.n = n
+	return b, nil
+}
+
+// finish moves b from loading to kept, or drops it if the load failed, and wakes those who wait for it. On failure it
+// also gives up the loader's own reference, as the loader returns no Buffer.
+func (s *shard) finish(k key, b *Buffer, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.loading, k)
+	b.err = err
+	if b.done != nil {
+		close(b.done)
+	}
+	if err != nil {
+		s.unrefLocked(b)
+		return
+	}
+	if !s.makeRoomLocked(b.size()) {
+		return // larger than the whole budget: only the callers hold it
+	}
+	b.refs++
+	s.kept.Add(k, b)
+	s.keptBytes += b.size()
+}
+
+// makeRoomLocked evicts until size more bytes fit into the budget. Waiting buffers go first, as they hold no data. It
+// reports false, having changed nothing, if they can never fit.
+func (s *shard) makeRoomLocked(size int64) bool {
+	if size > s.budget {
+		return false
+	}
+	for s.keptBytes+s.freeBytes+size > s.budget {
+		if s.freeBytes > 0 {
+			s.dropFreeLocked()
+			continue
+		}
+		s.evictLocked()
+	}
+	return true
+}
+
+// evictLocked forgets the block used longest ago. Its buffer is free when nobody holds it.
+//
+// REQUIRES: a block is kept.
+func (s *shard) evictLocked() {
+	_, b, _ := s.kept.RemoveOldest()
+	s.keptBytes -= b.size()
+	s.counts.Evictions++
+	s.unrefLocked(b)
+}
+
+// unrefLocked gives up one reference to b. With the last one, b goes to the free list if the budget has room for it
+// and to the garbage collector otherwise.
+func (s *shard) unrefLocked(b *Buffer) {
+	b.refs--
+	if b.refs > 0 {
+		return
+	}
+	if b.refs < 0 {
+		panic("cache: Buffer released more often than it was returned by Get")
+	}
+	if s.keptBytes+s.freeBytes+b.size() > s.budget {
+		b.mem = nil // a stale use fails loudly
+		return
+	}
+	s.freeBytes += b.size()
+	s.free[b.class] = append(s.free[b.class], b)
+}
+
+// takeLocked returns a buffer for n bytes: a waiting one, or that of the block used longest ago once the budget is
+// full, or a new one.
+func (s *shard) takeLocked(n uint32) *Buffer {
+	class := classOf(n)
+	if len(s.free[class]) == 0 && s.kept.Len() > 0 &&
+		s.keptBytes+s.freeBytes+classSize(class) > s.budget {
+		s.evictLocked()
+	}
+	list := s.free[class]
+	if len(list) == 0 {
+		return &Buffer{shard: s, class: class, mem: make([]byte, classSize(class))}
+	}
+	b := list[len(list)-1]
+	s.free[class] = list[:len(list)-1]
+	s.freeBytes -= b.size()
+	b.reset()
+	return b
+}
+
+// dropFreeLocked gives one waiting buffer to the garbage collector.
+//
+// REQUIRES: freeBytes > 0.
+func (s *shard) dropFreeLocked() {
+	for class := range s.free {
+		if list := s.free[class]; len(list) > 0 {
+			b := list[len(list)-1]
+			list[len(list)-1] = nil
+			s.free[class] = list[:len(list)-1]
+			s.freeBytes -= b.size()
+			b.mem = nil
+			return
+		}
+	}
+}
