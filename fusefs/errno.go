@@ -1,0 +1,77 @@
+package fusefs
+
+import (
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/sqfs"
+)
+
+// Numbers that go-fuse has no names for.
+const (
+	estale       = unix.ESTALE
+	enametoolong = unix.ENAMETOOLONG
+)
+
+// eio turns an error about an inode into EIO and reports it.
+func (f *FS) eio(op string, ref sqfs.InodeRef, err error) fuse.Status {
+	f.counts.errors.Add(1)
+	f.report.line("answered EIO", "op", op, "inode", ref, "err", err)
+	return fuse.EIO
+}
+
+// eioAt is eio for a place in a file: the number of its block, -1 if it is not known, and the offset in bytes.
+func (f *FS) eioAt(op string, ref sqfs.InodeRef, at failure) fuse.Status {
+	f.counts.errors.Add(1)
+	f.report.line("answered EIO", "op", op, "inode", ref, "block", at.block, "offset", at.off, "err", at.err)
+	return fuse.EIO
+}
+
+// panicked turns a panic in a handler into EIO. It is a fault of this program, so the stack is reported, but one bad
+// request must not take the mount away from everybody.
+func (f *FS) panicked(what any) fuse.Status {
+	f.counts.errors.Add(1)
+	f.report.line("panic while answering, answered EIO", "panic", fmt.Sprint(what), "stack", string(debug.Stack()))
+	return fuse.EIO
+}
+
+// A reporter logs at a bounded rate: a damaged image that is read in a loop must not fill the disk with log. In each
+// period it writes the first lines and counts the rest.
+type reporter struct {
+	log *slog.Logger
+
+	mu      sync.Mutex
+	since   time.Time // begin of the period
+	lines   int       // written in it
+	dropped int       // not written, since the last line that was
+}
+
+const (
+	reportPeriod = 10 * time.Second
+	reportLines  = 10
+)
+
+// line logs, or counts.
+func (r *reporter) line(msg string, attrs ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now := time.Now(); now.Sub(r.since) > reportPeriod {
+		r.since, r.lines = now, 0
+	}
+	if r.lines >= reportLines {
+		r.dropped++
+		return
+	}
+	r.lines++
+	if r.dropped > 0 {
+		attrs = append(attrs, "dropped", r.dropped)
+		r.dropped = 0
+	}
+	r.log.Error(msg, attrs...)
+}

@@ -1,0 +1,301 @@
+// Package fusefs serves a squashfs image to the Linux kernel over FUSE.
+//
+// An FS holds no state of a mount: the node id of a file is its inode reference plus 2 (the root is 1, as FUSE wants),
+// so that there is no inode table, nothing to forget, and a new server can go on where another stopped. The kernel is
+// told that nothing ever changes: entries, missing entries, attributes, pages, directories and link targets are cached
+// for ever, and files are opened and closed without a message. What was read once is read again without the server.
+//
+// # Processes
+//
+// The process that calls Serve must never open, stat or execute anything on the mount it serves, and no child of it
+// may inherit the device: exec closes files, closing waits for the server, and the server is the one that waits. Mount
+// and Serve are therefore apart: the mounting process hands the device to the serving one.
+//
+// # Damaged images
+//
+// Damage gives EIO for the path it concerns, and one line of log that says where; see errno.go, the only file that logs.
+package fusefs
+
+import (
+	"errors"
+	"io/fs"
+	"log/slog"
+	"math"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/squirefs/squire/cache"
+	"github.com/squirefs/squire/sqfs"
+)
+
+// Owner is a user and a group.
+type Owner struct{ UID, GID uint32 }
+
+// Options change what an FS shows. The zero value shows the image as it is.
+type Options struct {
+	// Cache keeps decompressed blocks; several file systems may share one. nil: a private one of 64 MiB.
+	Cache *cache.Cache
+	// Owner, if not nil, is shown as the owner of every inode, for users whose name space maps only themselves.
+	Owner *Owner
+	// Restrict hides what an image from an untrusted source must not bring along: set-uid and set-gid bits are not
+	// shown, device nodes appear as empty files of mode 0, and the attributes security.*, trusted.* and
+	// user.overlay.* do not exist.
+	Restrict bool
+	// Log gets one line for each damaged place found, at a bounded rate. nil: no log.
+	Log *slog.Logger
+}
+
+// defaultCache is the size of a private cache: 512 fragment blocks of the usual size.
+const defaultCache = 64 << 20
+
+// forever is the timeout of everything the kernel caches: about 292 years. An image does not change under a mount; a
+// file that was replaced is another image.
+const forever = time.Duration(math.MaxInt64)
+
+// nameMax is NAME_MAX of POSIX. Squashfs stores one more (squashfs_fs.h: SQUASHFS_NAME_LEN is 256), which programs with
+// buffers of NAME_MAX + 1 bytes cannot take.
+const nameMax = 255
+
+// FS serves one image. It implements fuse.RawFileSystem; all methods may be called concurrently.
+type FS struct {
+	fuse.RawFileSystem // ENOSYS for all that changes something
+
+	img      *sqfs.Image
+	id       uint64 // of img in cache
+	cache    *cache.Cache
+	owner    *Owner
+	restrict bool
+	report   reporter
+
+	super     sqfs.Superblock
+	blockSize int64
+	initFlags atomic.Uint64 // what the kernel offered in INIT
+	pieces    chan piece    // to helpers, which Serve starts; without buffer, so that a send finds an idle one or none
+	counts    counters
+}
+
+var _ fuse.RawFileSystem = (*FS)(nil)
+
+// New returns a file system that serves img. The image must stay open until Serve has returned.
+func New(img *sqfs.Image, o Options) *FS {
+	if o.Cache == nil {
+		o.Cache = cache.New(defaultCache)
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	super := img.Superblock()
+	return &FS{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(),
+		img:           img,
+		id:            o.Cache.NewImage(),
+		cache:         o.Cache,
+		owner:         o.Owner,
+		restrict:      o.Restrict,
+		report:        reporter{log: o.Log},
+		super:         super,
+		blockSize:     int64(super.BlockSize),
+		pieces:        make(chan piece),
+	}
+}
+
+// String returns the name of the file system type.
+func (f *FS) String() string { return "squire" }
+
+// Init notes what the kernel can do, when go-fuse's own server is used in place of Serve.
+func (f *FS) Init(s *fuse.Server) { f.initFlags.Store(s.KernelSettings().Flags64()) }
+
+// Stats says how many requests an FS answered.
+type Stats struct {
+	Lookup, GetAttr, Readlink, Open, ReadDir, Read, Xattr, StatFs uint64
+
+	ReadBytes uint64 // of file data in answers to READ
+	Errors    uint64 // answers of EIO
+	Cache     cache.Stats
+}
+
+// counters are what Stats shows.
+type counters struct {
+	lookup, getAttr, readlink, open, readDir, read, xattr, statFs, readBytes, errors atomic.Uint64
+}
+
+// Stats returns the counters since New. Those of Cache are of all images that share it.
+func (f *FS) Stats() Stats {
+	c := &f.counts
+	return Stats{
+		Lookup: c.lookup.Load(), GetAttr: c.getAttr.Load(), Readlink: c.readlink.Load(), Open: c.open.Load(),
+		ReadDir: c.readDir.Load(), Read: c.read.Load(), Xattr: c.xattr.Load(), StatFs: c.statFs.Load(),
+		ReadBytes: c.readBytes.Load(), Errors: c.errors.Load(),
+		Cache: f.cache.Stats(),
+	}
+}
+
+// Node ids 0 and 1 mean "no such entry" and the root in FUSE (fs/fuse/fuse_i.h: FUSE_ROOT_ID), references of inodes
+// begin at 0.
+const nodeBase = 2
+
+// maxRef is the largest inode reference: 48 bits (squashfs_fs.h: SQUASHFS_MKINODE).
+const maxRef = 1<<48 - 1
+
+// inode returns the inode behind a node id. The kernel asks only for ids it was given, so an error means damage that
+// came after, or a request resent to a server of another image.
+func (f *FS) inode(node uint64) (sqfs.Inode, fuse.Status) {
+	ref := f.img.Root()
+	if node != fuse.FUSE_ROOT_ID {
+		if node < nodeBase || node > maxRef+nodeBase {
+			return sqfs.Inode{}, fuse.Status(estale)
+		}
+		ref = sqfs.InodeRef(node - nodeBase)
+	}
+	ino, err := f.img.Inode(ref)
+	if err != nil {
+		return ino, f.eio("inode", ref, err)
+	}
+	return ino, fuse.OK
+}
+
+// Lookup finds name in a directory. A missing name is answered with node 0 and a timeout, which the kernel keeps as a
+// negative entry (fs/fuse/dir.c: fuse_lookup_name, fuse_dentry_revalidate); ENOENT would be asked again every time.
+func (f *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	f.counts.lookup.Add(1)
+	dir, code := f.directory(h.NodeId)
+	if !code.Ok() {
+		return code
+	}
+	if len(name) > nameMax {
+		return fuse.Status(enametoolong)
+	}
+	d, err := f.img.Lookup(&dir, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		out.SetEntryTimeout(forever)
+		return fuse.OK
+	}
+	if err != nil {
+		return f.eio("lookup", dir.Ref, err)
+	}
+	if err := f.entry(d.Ref, out); err != nil {
+		return f.eio("lookup", d.Ref, err)
+	}
+	return fuse.OK
+}
+
+var errRootEntry = errors.New("directory entry names the root of the image")
+
+// entry fills out with the inode at ref.
+func (f *FS) entry(ref sqfs.InodeRef, out *fuse.EntryOut) error {
+	if ref == f.img.Root() {
+		return errRootEntry // a loop; the kernel refuses FUSE_ROOT_ID here too (fs/fuse/dir.c: invalid_nodeid)
+	}
+	ino, err := f.img.Inode(ref)
+	if err != nil {
+		return err
+	}
+	out.NodeId = uint64(ref) + nodeBase
+	out.SetEntryTimeout(forever)
+	out.SetAttrTimeout(forever)
+	f.attr(&ino, &out.Attr)
+	return nil
+}
+
+// Forget has nothing to do: there is no table of inodes.
+func (f *FS) Forget(uint64, uint64) {}
+
+// GetAttr answers stat.
+func (f *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	f.counts.getAttr.Add(1)
+	ino, code := f.inode(in.NodeId)
+	if !code.Ok() {
+		return code
+	}
+	out.SetTimeout(forever)
+	f.attr(&ino, &out.Attr)
+	return fuse.OK
+}
+
+// statBlockSize is st_blksize: what a loop mount by the kernel's squashfs shows (SQUASHFS_DEVBLK_SIZE, set by
+// squashfs_fill_super), whatever the block size of the image.
+const statBlockSize = 1024
+
+// attr fills out with what the kernel's squashfs shows of the inode (fs/squashfs/inode.c: squashfs_read_inode), as
+// far as the options allow.
+func (f *FS) attr(ino *sqfs.Inode, out *fuse.Attr) {
+	out.Ino = uint64(ino.Number)
+	out.Size = uint64(ino.Size)
+	out.Blocks = ino.Blocks512()
+	out.Mtime, out.Ctime, out.Atime = uint64(ino.ModTime), uint64(ino.ModTime), uint64(ino.ModTime)
+	out.Mode = ino.UnixMode()
+	out.Nlink = ino.Nlink
+	out.Owner = fuse.Owner{Uid: ino.UID, Gid: ino.GID}
+	out.Rdev = ino.Rdev
+	out.Blksize = statBlockSize
+	if f.owner != nil {
+		out.Owner = fuse.Owner{Uid: f.owner.UID, Gid: f.owner.GID}
+	}
+	if f.restrict {
+		restrictAttr(ino, out)
+	}
+}
+
+// Readlink returns the target of a symbolic link. The kernel keeps it, as CACHE_SYMLINKS is asked for in INIT.
+func (f *FS) Readlink(_ <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status) {
+	f.counts.readlink.Add(1)
+	ino, code := f.inode(h.NodeId)
+	if !code.Ok() {
+		return nil, code
+	}
+	if ino.Type != sqfs.TypeSymlink {
+		return nil, fuse.EINVAL
+	}
+	if ino.Size > maxLink {
+		return nil, fuse.Status(enametoolong)
+	}
+	link, err := f.img.AppendLink(nil, &ino)
+	if err != nil {
+		return nil, f.eio("readlink", ino.Ref, err)
+	}
+	return link, fuse.OK
+}
+
+// maxLink is the longest target that the kernel takes: it offers a page less one byte (fs/fuse/dir.c:
+// fuse_readlink_page), and a reply longer than that fails. With larger pages the limit of path names is the same.
+const maxLink = 4095
+
+// Open answers ENOSYS, after which the kernel opens and closes files of this mount without a message and keeps their
+// pages (fs/fuse/file.c: fuse_file_open sets fc->no_open; its default flags are FOPEN_KEEP_CACHE, for directories
+// FOPEN_CACHE_DIR too). A kernel that cannot do that is told the same with each open.
+func (f *FS) Open(_ <-chan struct{}, _ *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	f.counts.open.Add(1)
+	if f.initFlags.Load()&fuse.CAP_NO_OPEN_SUPPORT != 0 {
+		return fuse.ENOSYS
+	}
+	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
+	return fuse.OK
+}
+
+// OpenDir is Open for directories (fc->no_opendir).
+func (f *FS) OpenDir(_ <-chan struct{}, _ *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	f.counts.open.Add(1)
+	if f.initFlags.Load()&fuse.CAP_NO_OPENDIR_SUPPORT != 0 {
+		return fuse.ENOSYS
+	}
+	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_CACHE_DIR
+	return fuse.OK
+}
+
+// Flush answers ENOSYS, so that close never waits for the server (fs/fuse/file.c: fuse_flush sets fc->no_flush).
+// ACCESS, which a mount with default_permissions does not send, is left at ENOSYS too (fs/fuse/dir.c: fuse_access).
+func (f *FS) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }
+
+// StatFs answers statfs as fs/squashfs/super.c: squashfs_statfs does, but for the length of names (see nameMax).
+// Without an answer overlayfs refuses the mount as a layer.
+func (f *FS) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	f.counts.statFs.Add(1)
+	out.Bsize = f.super.BlockSize
+	out.Frsize = f.super.BlockSize
+	out.Blocks = uint64((f.super.BytesUsed + f.blockSize - 1) / f.blockSize)
+	out.Files = uint64(f.super.Inodes)
+	out.NameLen = nameMax
+	return fuse.OK
+}

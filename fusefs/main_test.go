@@ -1,0 +1,341 @@
+package fusefs
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/squirefs/squire/cache"
+	"github.com/squirefs/squire/sqfs"
+)
+
+// The process that serves a mount must not touch it, so the tests run their own binary once more as the server. What
+// it shall do stands in roleEnv as JSON.
+const roleEnv = "FUSEFS_TEST_ROLE"
+
+// role is what a second process does in place of running tests.
+type role struct {
+	Image    string
+	Owner    *Owner
+	Restrict bool
+	Cache    int64
+	GoFuse   bool          // serve with go-fuse's own server, for comparison
+	Delay    time.Duration // of each read of the image, as from slow storage
+	// Dir, if not empty, is mounted by the serving process, with fusermount3. Otherwise the device is descriptor 3.
+	Dir string
+	// Script, if not empty, makes this process one in a user namespace that mounts, starts a server and runs it.
+	Script []string
+}
+
+func TestMain(m *testing.M) {
+	spec := os.Getenv(roleEnv)
+	if spec == "" {
+		os.Exit(m.Run())
+	}
+	var r role
+	if err := json.Unmarshal([]byte(spec), &r); err != nil {
+		fatal(err)
+	}
+	if r.Script != nil {
+		r.runScript()
+	} else {
+		r.serve()
+	}
+	os.Exit(0)
+}
+
+func fatal(err error) {
+	fmt.Fprintln(os.Stderr, "test server:", err)
+	os.Exit(1)
+}
+
+// serve is the serving process. It writes "ready" to standard output, and its figures for each line that it reads.
+func (r *role) serve() {
+	img, err := r.open()
+	if err != nil {
+		fatal(err)
+	}
+	o := Options{Owner: r.Owner, Restrict: r.Restrict, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	if r.Cache != 0 {
+		o.Cache = cache.New(r.Cache)
+	}
+	f := New(img, o)
+	dev := os.NewFile(3, "/dev/fuse")
+	if r.Dir != "" {
+		if dev, err = MountFusermount(r.Dir, MountOptions{Source: "test,image"}); err != nil {
+			fatal(err)
+		}
+	}
+	go answerFigures(f)
+	if r.GoFuse {
+		err = serveGoFuse(f)
+		runtime.KeepAlive(dev) // else its finalizer would close descriptor 3
+	} else {
+		err = f.Serve(dev, func() { fmt.Println("ready") })
+	}
+	if err != nil {
+		fatal(err)
+	}
+}
+
+func (r *role) open() (*sqfs.Image, error) {
+	if r.Delay == 0 {
+		return sqfs.OpenImage(r.Image)
+	}
+	file, err := os.Open(r.Image)
+	if err != nil {
+		return nil, err
+	}
+	st, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return sqfs.New(slowReader{file, r.Delay}, st.Size(), nil)
+}
+
+type slowReader struct {
+	file  *os.File
+	delay time.Duration
+}
+
+func (s slowReader) ReadAt(p []byte, off int64) (int, error) {
+	time.Sleep(s.delay)
+	return s.file.ReadAt(p, off)
+}
+
+func serveGoFuse(f *FS) error {
+	o := f.protocolOptions()
+	s, err := fuse.NewServer(f, "/dev/fd/3", o)
+	if err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	s.Serve()
+	return nil
+}
+
+// figures are what the tests ask a server for.
+type figures struct {
+	Stats      Stats
+	Mallocs    uint64
+	Goroutines int
+	UserTime   time.Duration
+	SysTime    time.Duration
+}
+
+func answerFigures(f *FS) {
+	in := bufio.NewScanner(os.Stdin)
+	for in.Scan() {
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		var u syscall.Rusage
+		_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+		_ = json.NewEncoder(os.Stdout).Encode(figures{
+			f.Stats(), m.Mallocs, runtime.NumGoroutine(), time.Duration(u.Utime.Nano()), time.Duration(u.Stime.Nano()),
+		})
+	}
+}
+
+// A server is a serving process and its mount.
+type server struct {
+	t    testing.TB
+	dir  string
+	cmd  *exec.Cmd
+	in   io.WriteCloser
+	out  *bufio.Reader
+	log  lockedBuffer
+	once sync.Once
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// limit is how long a mount of a test may live. Then its server is killed, which frees whoever hangs on it.
+const limit = 2 * time.Minute
+
+// needRoot skips tests that mount.
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to mount")
+	}
+	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		t.Skip("needs FUSE: ", err)
+	}
+	dev.Close()
+}
+
+func needTool(t testing.TB, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		if _, err := exec.LookPath(name); err != nil {
+			t.Skipf("needs %s in PATH", name)
+		}
+	}
+}
+
+// mountImage mounts r.Image on a new directory, until the end of the test.
+func mountImage(t testing.TB, r role, o MountOptions) *server {
+	t.Helper()
+	needRoot(t)
+	s := &server{t: t, dir: t.TempDir()}
+	dev, err := Mount(s.dir, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.start(r, self(t), dev)
+	dev.Close() // else the mount would outlive its server
+	s.awaitReady()
+	return s
+}
+
+func self(t testing.TB) string {
+	t.Helper()
+	path, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// start starts the serving process.
+func (s *server) start(r role, binary string, extra ...*os.File) {
+	s.t.Helper()
+	s.cmd = exec.Command(binary)
+	// The race detector otherwise sleeps for a second at the end of each process.
+	s.cmd.Env = append(os.Environ(), roleEnv+"="+mustJSON(r), "GORACE=atexit_sleep_ms=0")
+	s.cmd.ExtraFiles = extra
+	s.cmd.Stderr = &s.log
+	s.launch()
+}
+
+func mustJSON(r role) string {
+	spec, err := json.Marshal(r)
+	if err != nil {
+		panic(err)
+	}
+	return string(spec)
+}
+
+func (s *server) launch() {
+	s.t.Helper()
+	var err error
+	if s.in, err = s.cmd.StdinPipe(); err != nil {
+		s.t.Fatal(err)
+	}
+	out, err := s.cmd.StdoutPipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.out = bufio.NewReader(out)
+	if err := s.cmd.Start(); err != nil {
+		_ = Unmount(s.dir, true)
+		s.t.Fatal(err)
+	}
+	watchdog := time.AfterFunc(limit, func() { _ = s.cmd.Process.Kill() })
+	s.t.Cleanup(func() {
+		s.stop()
+		watchdog.Stop()
+	})
+}
+
+func (s *server) awaitReady() {
+	s.t.Helper()
+	if line, err := s.out.ReadString('\n'); line != "ready\n" {
+		s.t.Fatalf("server said %q (%v): %s", line, err, s.log.String())
+	}
+}
+
+// stop unmounts and waits for the server, which must end by itself.
+func (s *server) stop() {
+	s.once.Do(func() {
+		s.t.Helper()
+		if err := Unmount(s.dir, true); err != nil {
+			s.t.Error(err)
+		}
+		killed := time.AfterFunc(10*time.Second, func() {
+			s.t.Error("server did not end after the unmount")
+			_ = s.cmd.Process.Kill()
+		})
+		defer killed.Stop()
+		if err := s.cmd.Wait(); err != nil {
+			s.t.Errorf("server: %v: %s", err, s.log.String())
+		}
+	})
+}
+
+// figures asks the server.
+func (s *server) figures() figures {
+	s.t.Helper()
+	var f figures
+	if _, err := fmt.Fprintln(s.in, "figures"); err != nil {
+		s.t.Fatal(err)
+	}
+	line, err := s.out.ReadBytes('\n')
+	if err == nil {
+		err = json.Unmarshal(line, &f)
+	}
+	if err != nil {
+		s.t.Fatal(err, s.log.String())
+	}
+	return f
+}
+
+// path returns a path on the mount.
+func (s *server) path(name string) string { return filepath.Join(s.dir, name) }
+
+// mksquashfs makes an image of dir.
+func mksquashfs(t testing.TB, dir string, args ...string) string {
+	t.Helper()
+	needTool(t, "mksquashfs")
+	image := filepath.Join(t.TempDir(), "image.sqsh")
+	args = append([]string{dir, image, "-quiet", "-no-progress", "-processors", "2"}, args...)
+	if out, err := exec.Command("mksquashfs", args...).CombinedOutput(); err != nil {
+		t.Fatalf("mksquashfs %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return image
+}
+
+// mountKernel mounts image with the kernel's squashfs, until the end of the test.
+func mountKernel(t testing.TB, image string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if out, err := exec.Command("mount", "-t", "squashfs", "-o", "loop,ro", image, dir).CombinedOutput(); err != nil {
+		t.Skipf("needs a kernel with squashfs and loop devices: %v: %s", err, out)
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
+			t.Errorf("umount: %v: %s", err, out)
+		}
+	})
+	return dir
+}

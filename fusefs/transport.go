@@ -1,0 +1,332 @@
+package fusefs
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// Sizes of the messages on the device.
+const (
+	// maxRead is the longest READ that is asked for: 256 pages of 4 KiB, the kernel's limit since 4.20
+	// (fs/fuse/fuse_i.h: FUSE_MAX_MAX_PAGES).
+	maxRead = 1 << 20
+	// requestSize is the room for a request: FUSE_MIN_READ_BUFFER, the least the kernel takes for a read of the
+	// device (fs/fuse/dev.c: fuse_dev_do_read). It also asks for room for the longest WRITE, which is why INIT
+	// promises WRITEs of no more than a page: this file system never gets any.
+	requestSize = 8 << 10
+	maxWrite    = 4 << 10
+	// replySize is the room for a reply without file data: the longest is that of READLINK. Directories and file data
+	// are answered in buffers of the sizes in replyClasses.
+	replySize = 8 << 10
+
+	outHeaderSize = int(unsafe.Sizeof(fuse.OutHeader{}))
+)
+
+// Numbers of concurrent requests.
+const (
+	// maxBackground is how many READs of the page cache the kernel may have in flight. With its own default of 12,
+	// 64 tasks that wait 10 ms for each READ took three times as long.
+	maxBackground = 512
+	// maxReaders bounds the goroutines that answer requests, each with up to maxRead bytes of reply. A request beyond
+	// them waits in the kernel.
+	maxReaders = 128
+)
+
+// transport moves messages between the device and a file system: several goroutines read the device, each answers the
+// request that it got. This is instead of go-fuse's Server because that one has 2 to 16 readers, allocates 11 times
+// for each READ and cannot go on with a device that another process has served.
+//
+// The goroutines block in read(2) instead of waiting in Go's poller: a wake-up through epoll costs a second system
+// call and wakes all of them.
+type transport struct {
+	fs *FS
+	ps *fuse.ProtocolServer
+	fd int
+
+	waiting atomic.Int32 // readers in read(2), or about to be
+	readers atomic.Int32
+	spare   int32 // how many may wait
+	done    sync.WaitGroup
+	replies replyPool
+
+	failure atomic.Pointer[error] // first unexpected error of the device
+}
+
+// Serve answers the requests of a mount until it is unmounted or aborted; then it returns nil. dev is a FUSE device
+// that Mount or MountFusermount returned, maybe in another process; Serve closes it. ready, if not nil, is called once
+// the kernel has the answer to INIT: from then on the mount can be used.
+//
+// Serve starts up to 128 goroutines, and two for each processor beside these, and returns when the last has ended. An
+// FS is served once.
+func (f *FS) Serve(dev *os.File, ready func()) error {
+	defer dev.Close()
+	t := &transport{
+		fs:    f,
+		ps:    fuse.NewProtocolServer(f, f.protocolOptions()),
+		fd:    int(dev.Fd()),
+		spare: int32(2 * runtime.GOMAXPROCS(0)),
+	}
+	if err := unix.SetNonblock(t.fd, false); err != nil {
+		return fmt.Errorf("serve fuse: make the device blocking: %w", err)
+	}
+	if err := t.init(); err != nil {
+		return err
+	}
+	if ready != nil {
+		ready()
+	}
+	stopHelpers := f.startHelpers()
+	defer stopHelpers()
+	t.waiting.Store(1)
+	t.start()
+	t.done.Wait()
+	if err := t.failure.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// protocolOptions is what INIT asks of the kernel.
+func (f *FS) protocolOptions() *fuse.MountOptions {
+	return &fuse.MountOptions{
+		Name:                 f.String(),
+		MaxWrite:             maxRead, // also gives max_pages, the limit of READ
+		MaxBackground:        maxBackground,
+		EnableSymlinkCaching: true,
+		// Nothing changes, so nothing is to be checked: without this a newer mtime would drop pages.
+		ExplicitDataCacheControl: true,
+		DisableSplice:            true,
+		// Passthrough would cost one level of file system stacking, of which there are two: overlayfs on overlayfs
+		// on this mount would fail.
+		DisabledCapabilities: fuse.CAP_PASSTHROUGH,
+		PanicHandler:         f.panicked,
+		// What go-fuse logs are requests that it does not know and answers with ENOSYS.
+		Logger: slog.NewLogLogger(f.report.log.Handler(), slog.LevelDebug),
+	}
+}
+
+// init answers the first request, which must be INIT.
+func (t *transport) init() error {
+	in, out := make([]byte, requestSize), make([]byte, replySize)
+	n, err := t.read(in)
+	if errors.Is(err, unix.ENODEV) {
+		return errors.New("serve fuse: unmounted before the kernel sent INIT")
+	}
+	if err != nil {
+		return fmt.Errorf("serve fuse: read INIT: %w", err)
+	}
+	h := (*fuse.InHeader)(unsafe.Pointer(&in[0]))
+	if n < int(unsafe.Sizeof(*h)) || h.Opcode != opInit {
+		return fmt.Errorf("serve fuse: first request is of type %d, not INIT; is the device served already?", h.Opcode)
+	}
+	t.fs.initFlags.Store((*fuse.InitIn)(unsafe.Pointer(&in[0])).Flags64())
+	size, code := t.ps.HandleRequest([][]byte{in[:n]}, [][]byte{out})
+	if !code.Ok() || size < outHeaderSize {
+		return fmt.Errorf("serve fuse: answer INIT: %v", code)
+	}
+	if status := (*fuse.OutHeader)(unsafe.Pointer(&out[0])).Status; status != 0 {
+		return fmt.Errorf("serve fuse: kernel's FUSE protocol is too old: %w", unix.Errno(-status))
+	}
+	if size >= outHeaderSize+int(unsafe.Offsetof(fuse.InitOut{}.TimeGran)) {
+		(*fuse.InitOut)(unsafe.Pointer(&out[outHeaderSize])).MaxWrite = maxWrite
+	}
+	if _, err := unix.Write(t.fd, out[:size]); err != nil {
+		return fmt.Errorf("serve fuse: answer INIT: %w", err)
+	}
+	return nil
+}
+
+// start starts a reader, unless there are enough.
+//
+// REQUIRES: the caller has counted it in waiting.
+func (t *transport) start() {
+	if t.readers.Add(1) > maxReaders {
+		t.readers.Add(-1)
+		t.waiting.Add(-1)
+		return
+	}
+	t.done.Add(1)
+	go t.serve()
+}
+
+// serve reads and answers requests until the mount is gone or there are enough other readers.
+//
+// INVARIANT: while a request is answered, somebody else waits at the device, or all readers are busy. So a request
+// that takes long, as the image is on slow storage, holds up nobody.
+func (t *transport) serve() {
+	defer t.done.Done()
+	defer t.readers.Add(-1)
+	in, out := make([]byte, requestSize), make([]byte, replySize)
+	for {
+		n, err := t.read(in)
+		if err != nil {
+			t.fail(err)
+			return
+		}
+		if t.waiting.Add(-1) == 0 {
+			t.waiting.Add(1)
+			t.start()
+		}
+		t.answer(in[:n], out)
+		if t.waiting.Add(1) > t.spare {
+			t.waiting.Add(-1)
+			return
+		}
+	}
+}
+
+// read reads one request.
+func (t *transport) read(in []byte) (int, error) {
+	for {
+		n, err := unix.Read(t.fd, in)
+		switch err {
+		case unix.EINTR, // signal
+			unix.ENOENT: // the caller was killed before the request got here (fs/fuse/dev.c: fuse_dev_do_read)
+		case unix.EAGAIN: // somebody made the shared file description non-blocking again
+			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(t.fd), Events: unix.POLLIN}}, -1)
+		default:
+			return n, err
+		}
+	}
+}
+
+// fail notes why a reader ended. ENODEV is the regular end: the mount is gone; every reader gets it. An abort
+// through /sys/fs/fuse/connections looks the same, as FUSE_ABORT_ERROR is not asked for.
+func (t *transport) fail(err error) {
+	if errors.Is(err, unix.ENODEV) {
+		return
+	}
+	err = fmt.Errorf("serve fuse: read request: %w", err)
+	t.failure.CompareAndSwap(nil, &err)
+}
+
+// Request types that the transport looks at (include/uapi/linux/fuse.h: enum fuse_opcode).
+const (
+	opLookup      = 1
+	opForget      = 2
+	opRead        = 15
+	opGetxattr    = 22
+	opListxattr   = 23
+	opInit        = 26
+	opReaddir     = 28
+	opInterrupt   = 36
+	opIoctl       = 39
+	opBatchForget = 42
+	opReaddirplus = 44
+)
+
+// answer answers one request. small is room for a reply without data.
+func (t *transport) answer(in, small []byte) {
+	h := (*fuse.InHeader)(unsafe.Pointer(&in[0]))
+	if len(in) < int(unsafe.Sizeof(*h)) {
+		return // cannot be: the kernel writes whole messages
+	}
+	switch h.Opcode {
+	case opForget, opBatchForget: // have no answer, and there is nothing to forget
+	case opInterrupt:
+		// ENOSYS makes the kernel stop sending these (fs/fuse/dev.c: fuse_dev_do_write sets fc->no_interrupt). No
+		// request here can be given up halfway; EAGAIN, go-fuse's answer to an unknown one, would be sent again
+		// and again until the request is done.
+		t.reply(h.Unique, small, 0, fuse.ENOSYS)
+	case opLookup:
+		t.answerLookup(h, in[unsafe.Sizeof(*h):], small)
+	case opRead:
+		t.answerRead((*fuse.ReadIn)(unsafe.Pointer(h)), small)
+	default:
+		t.answerOther(in, h, small)
+	}
+}
+
+// answerLookup answers LOOKUP without go-fuse, which shows a file of its own in every root (fuse/poll.go: pollHackName),
+// and allocates.
+func (t *transport) answerLookup(h *fuse.InHeader, payload, out []byte) {
+	name, _, _ := bytes.Cut(payload, []byte{0})
+	entry := (*fuse.EntryOut)(unsafe.Pointer(&out[outHeaderSize]))
+	*entry = fuse.EntryOut{}
+	n, code := int(unsafe.Sizeof(*entry)), t.guardedLookup(h, string(name), entry)
+	if !code.Ok() {
+		n = 0
+	}
+	t.reply(h.Unique, out, n, code)
+}
+
+func (t *transport) guardedLookup(h *fuse.InHeader, name string, out *fuse.EntryOut) (code fuse.Status) {
+	defer func() {
+		if p := recover(); p != nil {
+			code = t.fs.panicked(p)
+		}
+	}()
+	return t.fs.Lookup(nil, h, name, out)
+}
+
+// answerRead answers READ without go-fuse, whose way costs four allocations.
+func (t *transport) answerRead(in *fuse.ReadIn, small []byte) {
+	out, class := t.replies.get(outHeaderSize+int(in.Size), small)
+	defer t.replies.put(out, class)
+	n, code := t.guardedRead(in, out[outHeaderSize:outHeaderSize+int(in.Size)])
+	t.reply(in.Unique, out, n, code)
+}
+
+func (t *transport) guardedRead(in *fuse.ReadIn, dst []byte) (n int, code fuse.Status) {
+	defer func() {
+		if p := recover(); p != nil {
+			n, code = 0, t.fs.panicked(p)
+		}
+	}()
+	return t.fs.read(in.NodeId, int64(in.Offset), dst)
+}
+
+// answerOther has go-fuse take the request apart and put the reply together.
+func (t *transport) answerOther(in []byte, h *fuse.InHeader, small []byte) {
+	out, class := t.replies.get(replySize+dataSize(in, h), small)
+	defer t.replies.put(out, class)
+	n, code := t.ps.HandleRequest([][]byte{in}, [][]byte{out})
+	if !code.Ok() {
+		t.reply(h.Unique, out, 0, code)
+	} else if n > 0 {
+		t.write(out[:n])
+	}
+}
+
+// dataSize returns how much data the caller of a request has room for, as far as it is more than replySize holds.
+func dataSize(in []byte, h *fuse.InHeader) int {
+	switch h.Opcode {
+	case opReaddir, opReaddirplus:
+		return int((*fuse.ReadIn)(unsafe.Pointer(h)).Size)
+	case opGetxattr, opListxattr:
+		return int((*fuse.GetXAttrIn)(unsafe.Pointer(h)).Size)
+	case opIoctl:
+		return int((*fuse.IoctlIn)(unsafe.Pointer(h)).OutSize)
+	}
+	return 0
+}
+
+// reply writes the header for n bytes of data, which are in out behind it, and both to the device.
+func (t *transport) reply(unique uint64, out []byte, n int, code fuse.Status) {
+	*(*fuse.OutHeader)(unsafe.Pointer(&out[0])) = fuse.OutHeader{
+		Length: uint32(outHeaderSize + n),
+		Status: -int32(code),
+		Unique: unique,
+	}
+	t.write(out[:outHeaderSize+n])
+}
+
+// write writes a reply. Errors are left alone: ENOENT is a caller that was killed meanwhile, ENODEV the end of the
+// mount, which the next read of the device finds too.
+func (t *transport) write(out []byte) {
+	for {
+		if _, err := unix.Write(t.fd, out); err != unix.EINTR {
+			return
+		}
+	}
+}

@@ -1,0 +1,117 @@
+package fusefs
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestServeWhatIsNoDevice(t *testing.T) {
+	image := smallImage(t)
+	for name, data := range map[string][]byte{"nothing": nil, "short": make([]byte, 10), "zeros": make([]byte, 200)} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err = w.Write(data); err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		err = openImage(t, image, Options{}).Serve(r, func() { t.Error("ready") })
+		if err == nil || !strings.Contains(err.Error(), "INIT") {
+			t.Errorf("%s: %v, want an error about INIT", name, err)
+		}
+	}
+}
+
+// TestAbort cuts the connection through sysfs. The server must end by itself, as after an unmount.
+func TestAbort(t *testing.T) {
+	s := mountImage(t, role{Image: smallImage(t)}, MountOptions{})
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, s.dir, unix.AT_STATX_DONT_SYNC, 0, &st); err != nil {
+		t.Fatal(err)
+	}
+	abort := fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", st.Dev_minor)
+	if err := os.WriteFile(abort, []byte("1"), 0); err != nil {
+		t.Skip("needs fusectl on /sys/fs/fuse/connections: ", err)
+	}
+	if _, err := os.ReadFile(s.path("hello")); err == nil {
+		t.Error("an aborted mount can be read")
+	}
+}
+
+// TestSlowStorage checks that requests waiting for storage do not hold up others: one after the other these would take
+// 64 times the delay.
+func TestSlowStorage(t *testing.T) {
+	needRoot(t)
+	const files, delay = 64, 50 * time.Millisecond
+	tree := t.TempDir()
+	for i := range files {
+		data := bytes.Repeat([]byte{byte(i)}, 8192)
+		if err := os.WriteFile(filepath.Join(tree, fmt.Sprint(i)), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	image := mksquashfs(t, tree, "-no-fragments", "-no-duplicates")
+	s := mountImage(t, role{Image: image, Delay: delay}, MountOptions{})
+	if _, err := os.ReadDir(s.dir); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	var wg sync.WaitGroup
+	for i := range files {
+		wg.Go(func() {
+			data, err := os.ReadFile(s.path(fmt.Sprint(i)))
+			if err != nil || len(data) != 8192 || data[0] != byte(i) {
+				t.Errorf("file %d: %d bytes, %v", i, len(data), err)
+			}
+		})
+	}
+	wg.Wait()
+	if took := time.Since(begin); took > files*delay/4 {
+		t.Errorf("took %v for %d reads of %v each", took, files, delay)
+	}
+}
+
+// TestReplyPool checks that every buffer is long enough, and that the pool is bounded.
+func TestReplyPool(t *testing.T) {
+	var p replyPool
+	small := make([]byte, replySize)
+	for _, n := range []int{0, 100, replySize, replySize + 1, 128<<10 + 16, maxRead + 16, maxRead + replySize + 1} {
+		buf, class := p.get(n, small)
+		if len(buf) < n {
+			t.Errorf("get(%d): %d bytes", n, len(buf))
+		}
+		p.put(buf, class)
+	}
+	for range 2 * maxFree {
+		p.put(make([]byte, replyClasses[0]), 0)
+	}
+	if n := len(p.free[0]); n != maxFree {
+		t.Errorf("%d buffers wait, want %d", n, maxFree)
+	}
+}
+
+func TestReporterIsBounded(t *testing.T) {
+	var out bytes.Buffer
+	r := reporter{log: slog.New(slog.NewTextHandler(&out, nil))}
+	for range 1000 {
+		r.line("answered EIO", "op", "test")
+	}
+	if n := strings.Count(out.String(), "\n"); n != reportLines {
+		t.Errorf("%d lines, want %d", n, reportLines)
+	}
+	r.since = time.Now().Add(-2 * reportPeriod)
+	r.line("answered EIO", "op", "test")
+	if want := fmt.Sprintf("dropped=%d", 1000-reportLines); !strings.Contains(out.String(), want) {
+		t.Errorf("log %q lacks %q", out.String(), want)
+	}
+}
