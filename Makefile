@@ -1,0 +1,100 @@
+# Squire. Needs GNU make, Go and a POSIX shell; the tests need more, and "make deps" says or installs what.
+
+SHELL = /bin/sh
+PREFIX ?= /usr/local
+DESTDIR ?=
+FUZZTIME ?= 30s
+# The images of tests and benchmarks, see testdata/rootfs.sh.
+export SQUIRE_TESTDIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/squire-test
+IMAGE ?= $(SQUIRE_TESTDIR)/rootfs-zstd.sqsh
+BENCHFLAGS ?=
+# Flags for every run of the tests, such as TESTFLAGS='-run TestMount -v'.
+TESTFLAGS ?=
+# A test that hangs ends long before whoever waits for the whole suite does.
+GOTEST = go test -json -timeout 5m
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+# One static binary: it runs on any node whatever its C library, and starts itself again inside containers.
+export CGO_ENABLED = 0
+GOBUILD = go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+# Tests live in the tree and, where they are not part of the product, beside the data that they are about.
+PACKAGES = ./... ./testdata/tally
+
+GOLANGCI_VERSION = v2.15.0
+GOLANGCI = .tools/golangci-lint-$(GOLANGCI_VERSION)
+
+.DEFAULT_GOAL = build
+.PHONY: build check fmt vet arrows lint shellcheck test test-short test-race fuzz bench demo deps rootfs install clean help
+
+build: ## build bin/squire, static
+	$(GOBUILD) -o bin/squire ./cmd/squire
+
+check: fmt arrows vet lint shellcheck ## all that can be said about the code without running it
+
+fmt: ## are all files formatted?
+	@out=$$(gofmt -l .); [ -z "$$out" ] || { echo "not formatted (run gofmt -w):" $$out; exit 1; }
+
+arrows: ## does every package import only what it may?
+	@testdata/arrows.sh
+
+vet: ## go vet, for both processors
+	GOARCH=amd64 go vet $(PACKAGES)
+	GOARCH=arm64 go vet $(PACKAGES)
+
+lint: $(GOLANGCI) ## golangci-lint, with .golangci.yml
+	$(GOLANGCI) run $(PACKAGES)
+
+# Built once, from source: slow, and the same everywhere.
+$(GOLANGCI):
+	@mkdir -p .tools
+	GOBIN=$$(pwd)/.tools go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	mv .tools/golangci-lint $@
+
+shellcheck: ## check the shell scripts
+	@testdata/deps.sh shellcheck
+	shellcheck testdata/*.sh .ci/run
+
+test: deps rootfs ## run every test; the last line says how many passed, failed and were skipped
+	@$(GOTEST) $(TESTFLAGS) $(PACKAGES) | go run ./testdata/tally
+
+test-short: ## the tests that need neither root nor a root file system
+	@$(GOTEST) -short $(TESTFLAGS) $(PACKAGES) | go run ./testdata/tally
+
+# The race detector is written in C, so this needs a C compiler.
+test-race: deps rootfs ## run every test with the race detector
+	@CGO_ENABLED=1 $(GOTEST) -race $(TESTFLAGS) $(PACKAGES) | CGO_ENABLED=0 go run ./testdata/tally
+
+fuzz: ## run every fuzz target for FUZZTIME (30s)
+	@testdata/fuzz.sh $(FUZZTIME)
+
+bench: deps rootfs build ## compare with the kernel's squashfs and squashfuse: IMAGE=…, BENCHFLAGS='-rounds 3'
+	@go run ./bench -squire bin/squire $(BENCHFLAGS) $(IMAGE)
+
+demo: build ## make a small image and run a command in it
+	@testdata/demo.sh bin/squire
+
+# Without root what is missing is named, and the tests that need it are skipped.
+deps: ## install, or name, the tools that tests need
+	@testdata/deps.sh || [ "$$(id -u)" != 0 ]
+
+# Without root the images cannot be made; the tests that need them say so and are skipped.
+rootfs: ## make the images that tests and benchmarks use
+	@if [ "$$(id -u)" = 0 ]; then testdata/rootfs.sh "$(SQUIRE_TESTDIR)"; \
+	else echo "make: not root, so the images of tests and benchmarks are not made"; fi
+
+install: build ## install below PREFIX (/usr/local), inside DESTDIR
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 \
+		$(DESTDIR)$(PREFIX)/share/bash-completion/completions \
+		$(DESTDIR)$(PREFIX)/share/zsh/site-functions \
+		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	install -m 0755 bin/squire $(DESTDIR)$(PREFIX)/bin/squire
+	bin/squire man $(DESTDIR)$(PREFIX)/share/man/man1
+	bin/squire completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/squire
+	bin/squire completion zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_squire
+	bin/squire completion fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/squire.fish
+
+clean: ## remove what was built here
+	rm -rf bin .tools
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile

@@ -1,0 +1,222 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/squirefs/squire/runtime"
+)
+
+const testImage = "../../sqfs/testdata/basic-zstd-4K.sqfs"
+
+// squire runs a command line in this process and returns what it printed.
+func squire(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	var out bytes.Buffer
+	cmd := rootCommand()
+	cmd.SetArgs(args)
+	cmd.SetOut(&out)
+	err := cmd.Execute()
+	return out.String(), err
+}
+
+func TestInspect(t *testing.T) {
+	out, err := squire(t, "inspect", "--json", testImage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info imageInfo
+	if err = json.Unmarshal([]byte(out), &info); err != nil {
+		t.Fatal(err)
+	}
+	if info.Compression != "zstd" || info.BlockSize != 4096 || info.Inodes < 300 || info.Bytes < 4096 {
+		t.Errorf("unlikely facts: %+v", info)
+	}
+	if out, err = squire(t, "inspect", testImage); err != nil || !strings.Contains(out, "zstd, blocks of 4 KiB") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func TestLsJSON(t *testing.T) {
+	out, err := squire(t, "ls", "-R", "--json", testImage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var entries []entry
+	if err = json.Unmarshal([]byte(out), &entries); err != nil {
+		t.Fatal(err)
+	}
+	plain, err := squire(t, "ls", "-R", testImage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(plain, "\n"); n != len(entries) || n < 300 {
+		t.Errorf("%d lines, %d entries", n, len(entries))
+	}
+}
+
+// The long listing agrees with unsquashfs's, which was stored with the image.
+func TestLsLong(t *testing.T) {
+	out, err := squire(t, "ls", "-lR", testImage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile("../../sqfs/testdata/basic.lln")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{} // path -> mode
+	for _, line := range strings.Split(string(b), "\n") {
+		mode, _, _ := strings.Cut(line, " ")
+		if _, name, ok := strings.Cut(line, " squashfs-root/"); ok {
+			name, _, _ = strings.Cut(name, " -> ")
+			want[name] = mode
+		}
+	}
+	found := 0
+	for _, line := range strings.Split(strings.TrimSpace(out), "\n") {
+		for name, mode := range want {
+			if head, _, _ := strings.Cut(line, " -> "); strings.HasSuffix(head, " "+name) {
+				found++
+				if !strings.HasPrefix(line, mode+" ") {
+					t.Errorf("%s: %q, want mode %s", name, line, mode)
+				}
+				break
+			}
+		}
+	}
+	if found < 300 {
+		t.Errorf("only %d of %d names found", found, len(want))
+	}
+}
+
+func TestCat(t *testing.T) {
+	// From basic.sums: path of a file and what it must hash to are checked in
+	// package sqfs; here, that cat prints it whole, through a link as well.
+	sums, err := os.ReadFile("../../sqfs/testdata/basic.sums")
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := strings.Fields(strings.SplitN(string(sums), "\n", 2)[0])[1]
+	direct, err := squire(t, "cat", testImage, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	twice, err := squire(t, "cat", testImage, "/"+name, name)
+	if err != nil || twice != direct+direct {
+		t.Errorf("%v: %d bytes, want twice %d", err, len(twice), len(direct))
+	}
+}
+
+func TestErrors(t *testing.T) {
+	text := filepath.Join(t.TempDir(), "text")
+	if err := os.WriteFile(text, bytes.Repeat([]byte("no image\n"), 100), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct{ args, want string }{
+		{"ls " + text, text + ": not a squashfs image"},
+		{"ls /no/such", "/no/such: no such file"},
+		{"ls /", "/: is a directory"},
+		{"ls /dev/null", "/dev/null: not a file"},
+		{"ls " + testImage + " /no/such", "/no/such: no such file"},
+		{"cat " + testImage + " /", "/: not a regular file"},
+		{"inspect --offset 99999999999 " + testImage, "offset 99999999999 lies outside"},
+		{"inspect", "usage: squire inspect"},
+		{"nonsense", "unknown command"},
+		{"ls --nonsense", "unknown flag"},
+		{"run", "usage: squire run"},
+		{"run --writable --readonly x", "writable"},
+		{"run --mounts x x", "--mounts"},
+		{"run --set-env X x", "want NAME=VALUE"},
+		{"mount -o rw x y", "cannot be written to"},
+		{"mount -o nonsense x y", `unknown option "nonsense"`},
+		{"mount -o cache=x x y", "want cache=NUMBER"},
+		{"mount -o offset=-1 x y", "want offset=NUMBER"},
+		{"mount -o uid=4294967295 x y", "want uid=NUMBER"},
+		{"umount /", "no image is mounted"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.args, func(t *testing.T) {
+			_, err := squire(t, strings.Fields(tt.args)...)
+			if err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("error %v, want one line with %q", err, tt.want)
+			}
+		})
+	}
+}
+
+// The plan can be had without an image, rights or devices.
+func TestRunPlan(t *testing.T) {
+	out, err := squire(t, "run", "--plan", "--json", "--mounts", "/a:/b:ro", "no.sqsh", "--", "true", "--plan")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ops []runtime.Op
+	if err := json.Unmarshal([]byte(out), &ops); err != nil {
+		t.Fatal(err)
+	}
+	last := ops[len(ops)-1]
+	if last.Do != runtime.OpExec || strings.Join(last.Args, " ") != "true --plan" {
+		t.Errorf("last operation %+v", last)
+	}
+}
+
+func TestManAndCompletion(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := squire(t, "man", dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, page := range []string{"squire.1", "squire-run.1", "squire-mount.1", "squire-ls.1"} {
+		if b, err := os.ReadFile(filepath.Join(dir, page)); err != nil || !bytes.Contains(b, []byte(".TH")) {
+			t.Errorf("%s: %v", page, err)
+		}
+	}
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		if out, err := squire(t, "completion", shell); err != nil || !strings.Contains(out, "squire") {
+			t.Errorf("%s: %v", shell, err)
+		}
+	}
+}
+
+func TestPrintable(t *testing.T) {
+	for in, want := range map[string]string{
+		"plain": "plain", "café": "café", "\x1b[31m": `\033[31m`, "a\nb": `a\012b`, "\xff\xfe": `\377\376`,
+		`back\slash`: `back\134slash`, "\u0085": `\302\205`, "\ufffd": "\ufffd",
+	} {
+		if got := printable(in); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestSizeString(t *testing.T) {
+	for n, want := range map[int64]string{
+		0: "0 B", 1023: "1023 B", 1024: "1 KiB", 1536: "1.5 KiB", 1<<20 - 1: "1 MiB", 128 << 10: "128 KiB", 15 << 30: "15 GiB", 1<<63 - 1: "8 EiB",
+	} {
+		if got := sizeString(n); got != want {
+			t.Errorf("%d: %q, want %q", n, got, want)
+		}
+	}
+}
+
+func TestUnescapeMount(t *testing.T) {
+	for in, want := range map[string]string{`/a\040b`: "/a b", `/a\134b`: `/a\b`, `/end\`: `/end\`, `/x\99`: `/x\99`} {
+		if got := unescapeMount(in); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
+
+// What ends up in error messages may come from an image.
+func TestOneLine(t *testing.T) {
+	if got := oneLine(os.ErrNotExist); got != "file does not exist" {
+		t.Error(got)
+	}
+	if got := oneLine(&os.PathError{Op: "open", Path: "a\n\x1b[2J", Err: os.ErrInvalid}); strings.ContainsAny(got, "\n\x1b") {
+		t.Errorf("%q", got)
+	}
+}

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/sqfs"
+)
+
+// openImage opens an image file for reading. What it returns is a regular file
+// or a block device; opening never waits, whatever the path names.
+func openImage(name string) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, unwrapPath(name, err)
+	}
+	fi, err := f.Stat()
+	switch {
+	case err != nil:
+	case fi.IsDir():
+		err = fmt.Errorf("%s: is a directory, not a squashfs image", name)
+	case fi.Mode()&os.ModeCharDevice != 0 || !fi.Mode().IsRegular() && fi.Mode()&os.ModeDevice == 0:
+		err = fmt.Errorf("%s: not a file", name)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// fileSize is the size of a regular file or block device.
+func fileSize(f *os.File) (int64, error) {
+	fi, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	if fi.Mode().IsRegular() {
+		return fi.Size(), nil
+	}
+	return f.Seek(0, io.SeekEnd)
+}
+
+// openSquashfs opens an image to look into it.
+func openSquashfs(name string, offset int64) (*sqfs.Image, func(), error) {
+	f, err := openImage(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	img, err := newImage(f, f, offset)
+	if err != nil {
+		f.Close()
+		return nil, nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return img, func() { img.Close(); f.Close() }, nil
+}
+
+// newImage reads the image at offset in r, whose size is that of f.
+func newImage(r io.ReaderAt, f *os.File, offset int64) (*sqfs.Image, error) {
+	size, err := fileSize(f)
+	if err != nil {
+		return nil, err
+	}
+	if offset < 0 || offset > size {
+		return nil, fmt.Errorf("offset %d lies outside of the file's %d bytes", offset, size)
+	}
+	return sqfs.New(r, size-offset, &sqfs.Options{Offset: offset})
+}

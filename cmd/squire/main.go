@@ -1,0 +1,91 @@
+// Command squire runs commands inside squashfs images, mounts images, and
+// looks into them, as an ordinary user.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/squirefs/squire/runtime"
+)
+
+func main() {
+	// The hidden stages come before the command line: they are this binary
+	// under another name, started by itself.
+	switch os.Args[0] {
+	case runtime.InitName:
+		os.Exit(runtime.Init(mountImage))
+	case serverName:
+		os.Exit(serve())
+	}
+	os.Exit(execute(os.Args[1:]))
+}
+
+// execute runs one command line and returns the exit status.
+func execute(args []string) int {
+	cmd := rootCommand()
+	cmd.SetArgs(args)
+	err := cmd.ExecuteContext(context.Background())
+	var status exitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &status):
+		return int(status)
+	}
+	fmt.Fprintln(os.Stderr, "squire:", oneLine(err))
+	return runtime.ExitFailed
+}
+
+// exitError is the exit status of a command that ran: not a failure of ours.
+type exitError int
+
+func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// oneLine keeps an error message, which may quote a file name from an image,
+// on one line and free of what a terminal would obey.
+func oneLine(err error) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return '?'
+		}
+		return r
+	}, err.Error())
+}
+
+func rootCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "squire",
+		Short: "Run commands inside squashfs images",
+		Long: `Squire runs commands inside squashfs images as an ordinary user, mounts images,
+and looks into them. Images are served lazily: only what is read is loaded.
+
+Exit status: that of the command that was run; 128+N when signal N ended it;
+125 when squire itself failed, 126 when the command cannot be executed, 127
+when it is not in the image.`,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		DisableAutoGenTag: true,
+	}
+	cmd.AddCommand(runCommand(), mountCommand(), umountCommand(),
+		inspectCommand(), lsCommand(), catCommand(), versionCommand(), manCommand())
+	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return fmt.Errorf("%w; see %q", err, c.CommandPath()+" --help")
+	})
+	return cmd
+}
+
+// needArgs is cobra's RangeArgs with a message that shows the form.
+func needArgs(minimum, maximum int) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) >= minimum && (maximum < 0 || len(args) <= maximum) {
+			return nil
+		}
+		return fmt.Errorf("usage: %s", c.UseLine())
+	}
+}

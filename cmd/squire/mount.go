@@ -1,0 +1,268 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/fusefs"
+)
+
+// mountType is how /proc/self/mountinfo names our mounts.
+const mountType = "fuse.squire"
+
+type mountOptions struct {
+	options    []string
+	foreground bool
+}
+
+func mountCommand() *cobra.Command {
+	var o mountOptions
+	cmd := &cobra.Command{
+		Use:   "mount [flags] IMAGE DIR",
+		Short: "Mount an image",
+		Long: `Mount the squashfs file IMAGE on DIR, read-only. Returns when the mount answers;
+a server process stays until it is unmounted.
+
+Root mounts for all users of the machine, who see owners and permissions as in
+the image. Another user mounts for themselves, with the help of fusermount3.
+
+Options (-o, separated by commas):
+  offset=N     the image starts at byte N of the file
+  cache=N      keep N MiB of decoded blocks (64)
+  uid=N,gid=N  show every file as owned by this user and group
+  restrict     hide set-id bits, devices and privileged extended attributes
+  allow_other  also for other users (root: the default; user_allow_other in
+               /etc/fuse.conf is needed otherwise)
+  suid, dev    honour set-id bits and devices (root only; not the default)
+  noexec       do not execute programs from it
+  ro, nosuid, nodev, exec, nofail, _netdev, x-*  accepted, as in fstab`,
+		Example: `  squire mount pytorch.sqsh /mnt
+  squire umount /mnt`,
+		Args: needArgs(2, 2),
+		RunE: func(_ *cobra.Command, args []string) error { return o.run(args[0], args[1]) },
+		ValidArgsFunction: func(c *cobra.Command, args []string, s string) ([]string, cobra.ShellCompDirective) {
+			if len(args) == 1 {
+				return nil, cobra.ShellCompDirectiveFilterDirs
+			}
+			return completeImage(c, args, s)
+		},
+	}
+	cmd.Flags().StringSliceVarP(&o.options, "options", "o", nil, "mount options, see above")
+	cmd.Flags().BoolVarP(&o.foreground, "foreground", "f", false, "stay in the foreground until it is unmounted")
+	return cmd
+}
+
+func umountCommand() *cobra.Command {
+	var lazy bool
+	cmd := &cobra.Command{
+		Use:     "umount DIR",
+		Aliases: []string{"unmount"},
+		Short:   "Unmount an image",
+		Args:    needArgs(1, 1),
+		RunE:    func(_ *cobra.Command, args []string) error { return umount(args[0], lazy) },
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return nil, cobra.ShellCompDirectiveFilterDirs
+		},
+	}
+	cmd.Flags().BoolVarP(&lazy, "lazy", "l", false, "take it out of sight now, and let go of it when it is no longer used")
+	return cmd
+}
+
+// parse sorts the options into those of the server and those of the mount.
+func (o *mountOptions) parse(image string) (cfg serverConfig, m fusefs.MountOptions, err error) {
+	root := os.Geteuid() == 0
+	cfg.Image = image
+	m = fusefs.MountOptions{Source: image, AllowOther: root, UID: os.Geteuid(), GID: os.Getegid()}
+	owner := fusefs.Owner{UID: uint32(m.UID), GID: uint32(m.GID)}
+	for _, opt := range o.options {
+		key, value, _ := strings.Cut(opt, "=")
+		var n int64
+		switch key {
+		case "offset", "cache", "uid", "gid":
+			if n, err = strconv.ParseInt(value, 10, 64); err != nil || n < 0 || n >= 1<<43 || key[1:] == "id" && n >= 1<<32-1 {
+				return cfg, m, fmt.Errorf("option %q: want %s=NUMBER", opt, key)
+			}
+		}
+		switch {
+		case key == "offset":
+			cfg.Offset = n
+		case key == "cache":
+			cfg.Cache = max(n<<20, 1)
+		case key == "uid":
+			owner.UID, cfg.Owner = uint32(n), &owner
+		case key == "gid":
+			owner.GID, cfg.Owner = uint32(n), &owner
+		case opt == "restrict":
+			cfg.Restrict = true
+		case opt == "allow_other":
+			m.AllowOther = true
+		case (opt == "suid" || opt == "dev") && !root:
+			return cfg, m, fmt.Errorf("option %q is for root only", opt)
+		case opt == "suid":
+			m.Suid = true
+		case opt == "dev":
+			m.Dev = true
+		case opt == "noexec":
+			m.NoExec = true
+		case opt == "rw":
+			return cfg, m, errors.New(`option "rw": squashfs images cannot be written to; use "squire run --writable"`)
+		case acceptedOption(opt):
+		default:
+			return cfg, m, fmt.Errorf("unknown option %q", opt)
+		}
+	}
+	return cfg, m, nil
+}
+
+// acceptedOption reports whether opt says what is so anyway, or is for others
+// to read, as in fstab(5).
+func acceptedOption(opt string) bool {
+	switch opt {
+	case "", "ro", "nosuid", "nodev", "exec", "defaults", "nofail", "_netdev", "auto", "noauto", "noatime":
+		return true
+	}
+	return strings.HasPrefix(opt, "x-")
+}
+
+func (o *mountOptions) run(image, dir string) error {
+	image, err := filepath.Abs(image)
+	if err != nil {
+		return err
+	}
+	cfg, mo, err := o.parse(image)
+	if err != nil {
+		return err
+	}
+	file, err := openImage(image)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	srv, err := startServer(!o.foreground)
+	if err != nil {
+		return err
+	}
+	if err := srv.open(file, cfg); err != nil {
+		srv.close()
+		return err
+	}
+	if err := srv.mount(dir, mo); err != nil {
+		srv.close()
+		return err
+	}
+	if o.foreground {
+		return srv.attend(dir)
+	}
+	return nil
+}
+
+// mount mounts on dir, hands the device to the server, and waits until the
+// mount answers.
+func (s *server) mount(dir string, mo fusefs.MountOptions) error {
+	mount := fusefs.Mount
+	if os.Geteuid() != 0 {
+		mount = fusefs.MountFusermount
+	}
+	device, err := mount(dir, mo)
+	if err != nil {
+		return err
+	}
+	err = sendMessage(s.conn, struct{}{}, device)
+	device.Close()
+	if err == nil {
+		_, err = s.state()
+	}
+	if err != nil {
+		_ = fusefs.Unmount(dir, true)
+		return fmt.Errorf("%s: the image server ended: %w", dir, err)
+	}
+	if os.Geteuid() == 0 {
+		// Best effort: without it, requests are smaller than they could be.
+		_ = fusefs.TuneReadAhead(dir)
+	}
+	return nil
+}
+
+// attend waits until the mount is gone, and unmounts when asked to end.
+func (s *server) attend(dir string) error {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	go func() {
+		for range signals {
+			if err := fusefs.Unmount(dir, false); err != nil {
+				fmt.Fprintln(os.Stderr, "squire:", oneLine(err))
+			}
+		}
+	}()
+	_, err := s.state()
+	s.close()
+	return err
+}
+
+func umount(dir string, lazy bool) error {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	ours, err := isMounted(abs)
+	if err != nil {
+		return err
+	}
+	if !ours {
+		// The parent may have been reached through a link.
+		if parent, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
+			abs = filepath.Join(parent, filepath.Base(abs))
+			ours, _ = isMounted(abs)
+		}
+	}
+	if !ours {
+		return fmt.Errorf("%s: no image is mounted there", dir)
+	}
+	return fusefs.Unmount(abs, lazy)
+}
+
+// isMounted reports whether one of our mounts is on dir. It reads mountinfo
+// and does not touch dir, whose server may be gone.
+func isMounted(dir string) (bool, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	found := false
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		before, after, _ := strings.Cut(lines.Text(), " - ")
+		fields := strings.Fields(before)
+		if len(fields) > 4 && unescapeMount(fields[4]) == dir {
+			found = strings.HasPrefix(after, mountType+" ") // the last one is on top
+		}
+	}
+	return found, lines.Err()
+}
+
+// unescapeMount undoes mangle_path (fs/seq_file.c): \ooo for blanks and \.
+func unescapeMount(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(n))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}

@@ -1,0 +1,281 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/fusefs"
+	"github.com/squirefs/squire/runtime"
+)
+
+type runOptions struct {
+	mounts    []string
+	writable  string
+	readonly  bool
+	workdir   string
+	keepEnv   []string
+	setEnv    []string
+	remapRoot bool
+	mountHome bool
+	plan      bool
+	json      bool
+	stats     bool
+}
+
+// writableTmpfs is what --writable without a value means.
+const writableTmpfs = "tmpfs"
+
+func runCommand() *cobra.Command {
+	var o runOptions
+	cmd := &cobra.Command{
+		Use:   "run [flags] IMAGE [--] [COMMAND [ARG...]]",
+		Short: "Run a command inside an image",
+		Long: `Run COMMAND (default /bin/sh) with IMAGE, a squashfs file or a directory, as its
+root file system.
+
+The container has the host's processes, network, IPC, /dev/shm and /tmp, and a
+/dev, /etc/hosts and /etc/resolv.conf made from the host's. The image is
+read-only unless --writable is given. The environment is the caller's without
+its locale, overwritten by the image's /etc/environment; PATH is the image's.
+
+Everything that the command started ends with it.`,
+		Example: `  squire run pytorch.sqsh -- python3 train.py
+  squire run --mounts /lustre/datasets:/data:ro,/scratch pytorch.sqsh -- python3 train.py
+  squire run --writable --remap-root debian.sqsh -- /bin/bash
+  squire run --plan debian.sqsh -- true`,
+		Args:              needArgs(1, -1),
+		ValidArgsFunction: completeImage,
+		RunE: func(c *cobra.Command, args []string) error {
+			return o.run(c, args[0], args[1:])
+		},
+	}
+	f := cmd.Flags()
+	f.SetInterspersed(false)
+	f.StringArrayVar(&o.mounts, "mounts", nil, "bind host paths: SRC[:DST[:FLAGS]][,...], flags joined by + (ro, rw, bind, rbind, nosuid, nodev, noexec, private, slave, shared, nofail)")
+	f.StringVar(&o.writable, "writable", "", "put a writable layer over the image, in memory or in a directory of yours that keeps it: --writable=DIR")
+	f.Lookup("writable").NoOptDefVal = writableTmpfs
+	f.BoolVar(&o.readonly, "readonly", false, "keep the root file system read-only (the default)")
+	f.StringVar(&o.workdir, "workdir", "", `working directory inside (default "/")`)
+	f.StringSliceVar(&o.keepEnv, "env", nil, "variables whose host value wins over the image's: NAME[,...]")
+	f.StringArrayVar(&o.setEnv, "set-env", nil, "set a variable inside: NAME=VALUE")
+	f.BoolVar(&o.remapRoot, "remap-root", false, "appear as root inside")
+	f.BoolVar(&o.mountHome, "mount-home", false, "bind the home directory")
+	f.BoolVar(&o.plan, "plan", false, "print the operations instead of doing them")
+	f.BoolVar(&o.json, "json", false, "with --plan: as JSON")
+	f.BoolVar(&o.stats, "stats", false, "afterwards, say on standard error how much of the image was read")
+	cmd.MarkFlagsMutuallyExclusive("writable", "readonly")
+	return cmd
+}
+
+// completeImage completes the first argument to a file name.
+func completeImage(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) == 0 {
+		return []string{"sqsh", "sqfs", "squashfs"}, cobra.ShellCompDirectiveFilterFileExt
+	}
+	return nil, cobra.ShellCompDirectiveDefault
+}
+
+func (o *runOptions) run(c *cobra.Command, image string, command []string) error {
+	if len(command) > 0 && command[0] == "--" {
+		command = command[1:]
+	}
+	spec, err := o.spec(image, command)
+	if err != nil {
+		return err
+	}
+	host := runtime.Probe()
+	ops, err := runtime.Plan(spec, host)
+	if err != nil {
+		return err
+	}
+	if o.plan {
+		return printPlan(c.OutOrStdout(), ops, o.json)
+	}
+	if err = checkSources(spec); err != nil {
+		return err
+	}
+	status, err := start(spec, host, ops, o.stats)
+	if err != nil {
+		return err
+	}
+	if status != 0 {
+		return exitError(status)
+	}
+	return nil
+}
+
+// spec makes the runtime's Spec from the flags and this process.
+func (o *runOptions) spec(image string, command []string) (*runtime.Spec, error) {
+	s := &runtime.Spec{
+		Image: image, Command: command, Workdir: o.workdir, RemapRoot: o.remapRoot,
+		Environ: os.Environ(), KeepEnv: o.keepEnv, SetEnv: o.setEnv,
+	}
+	if fi, err := os.Stat(image); err == nil && fi.IsDir() {
+		if s.Dir, err = filepath.Abs(image); err != nil {
+			return nil, err
+		}
+	}
+	cwd, err := os.Getwd()
+	if err != nil {
+		cwd = "/"
+	}
+	if o.mountHome {
+		home := os.Getenv("HOME")
+		if !filepath.IsAbs(home) {
+			return nil, errors.New("--mount-home: HOME is not set to a directory")
+		}
+		s.Mounts = append(s.Mounts, runtime.Mount{Source: home, Target: home})
+	}
+	for _, arg := range o.mounts {
+		var ms []runtime.Mount
+		if ms, err = runtime.ParseMounts(arg, cwd); err != nil {
+			return nil, fmt.Errorf("--mounts: %w", err)
+		}
+		s.Mounts = append(s.Mounts, ms...)
+	}
+	if o.writable != "" {
+		s.Writable = true
+		if o.writable != writableTmpfs {
+			s.Upper, err = filepath.Abs(o.writable)
+		}
+	}
+	return s, err
+}
+
+// checkSources finds what is missing before anything is started, for the sake
+// of the message.
+func checkSources(s *runtime.Spec) error {
+	for _, m := range s.Mounts {
+		if _, err := os.Stat(m.Source); err != nil && !strings.Contains(strings.Join(m.Flags, " "), "nofail") {
+			return fmt.Errorf("--mounts: source %w", unwrapPath(m.Source, err))
+		}
+	}
+	return nil
+}
+
+// unwrapPath takes the system call out of a path error.
+func unwrapPath(name string, err error) error {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		err = pe.Err
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		err = unix.ENOENT // reads better than "file does not exist"
+	}
+	return fmt.Errorf("%s: %w", name, err)
+}
+
+func printPlan(w io.Writer, ops []runtime.Op, asJSON bool) error {
+	if asJSON {
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		return enc.Encode(ops)
+	}
+	for _, op := range ops {
+		if _, err := fmt.Fprintln(w, op); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// start runs the container and returns its exit status.
+func start(spec *runtime.Spec, host *runtime.Host, ops []runtime.Op, stats bool) (int, error) {
+	if spec.Dir != "" {
+		return runContainer(&runtime.Runner{}, spec, host, ops, func() error { return nil })
+	}
+	file, err := openImage(spec.Image)
+	if err != nil {
+		return 0, err
+	}
+	defer file.Close()
+	srv, err := startServer(false)
+	if err != nil {
+		return 0, err
+	}
+	r := &runtime.Runner{Files: []*os.File{srv.conn}, Spare: []int{srv.pid}}
+	status, err := runContainer(r, spec, host, ops, func() error {
+		return srv.open(file, serverConfig{Image: spec.Image, Owner: owner(spec, host), Restrict: true})
+	})
+	if last := srv.finish(); stats && err == nil {
+		fmt.Fprintf(os.Stderr, "squire: read %s of the image's %s (%.1f %%), %d requests\n",
+			sizeString(last.Read), sizeString(srv.Size), 100*float64(last.Read)/float64(max(srv.Size, 1)), last.Requests)
+	}
+	return status, err
+}
+
+// runContainer starts the init stage, prepares the root file system while that
+// starts, and lets it run.
+func runContainer(r *runtime.Runner, spec *runtime.Spec, host *runtime.Host, ops []runtime.Op, prepare func() error) (int, error) {
+	if err := r.Start(spec, host); err != nil {
+		return 0, err
+	}
+	err := prepare()
+	if err == nil {
+		err = r.Go(ops)
+	}
+	if err != nil {
+		r.Abandon()
+		return 0, err
+	}
+	return r.Wait()
+}
+
+// owner decides whose files the image's appear to be: the caller's, where the
+// image's own ids mean nothing.
+func owner(s *runtime.Spec, h *runtime.Host) *fusefs.Owner {
+	switch {
+	case h.Root && runtime.AllIDsMapped():
+		return nil
+	case h.Root || s.RemapRoot:
+		return &fusefs.Owner{}
+	}
+	return &fusefs.Owner{UID: uint32(h.UID), GID: uint32(h.GID)}
+}
+
+// finishTimeout bounds the wait for a server whose mount should be gone.
+const finishTimeout = 2 * time.Second
+
+// finish waits for the server's last message and its end.
+func (s *server) finish() (last serverState) {
+	timer := time.AfterFunc(finishTimeout, func() { _ = unix.Shutdown(int(s.conn.Fd()), unix.SHUT_RD) })
+	defer timer.Stop()
+	for {
+		st, err := s.state()
+		if err != nil {
+			break
+		}
+		last = st
+	}
+	if timer.Stop() {
+		s.close()
+	}
+	return last
+}
+
+// mountImage is the init stage's runtime.MountFunc: it mounts a FUSE file
+// system on dir and hands the device to the server at the other end of files[0].
+func mountImage(image, dir string, files []*os.File) error {
+	if len(files) != 1 {
+		return errors.New("no image server")
+	}
+	server := files[0]
+	defer server.Close()
+	device, err := fusefs.Mount(dir, fusefs.MountOptions{
+		Source: image, AllowOther: true, UID: os.Getuid(), GID: os.Getgid(),
+	})
+	if err != nil {
+		return err
+	}
+	defer device.Close()
+	return sendMessage(server, struct{}{}, device)
+}

@@ -1,0 +1,80 @@
+#!/bin/sh
+# deps.sh - see to it that the tools are there which tests, benchmarks and the demonstration use beside Go.
+#
+#   usage: deps.sh [TOOL…]        (by default all of them)
+#
+# As root, what is missing is installed with apt, and every user may open /dev/fuse, as udev arranges it on a machine
+# that has udev. Otherwise what is missing is named, and the exit status is 1.
+set -eu
+export LC_ALL=C
+
+# package_of names the Debian package of a tool.
+package_of() {
+	case $1 in
+	mksquashfs | unsquashfs) echo squashfs-tools ;;
+	squashfuse | squashfuse_ll) echo squashfuse ;;
+	fusermount3) echo fuse3 ;;
+	setfattr) echo attr ;;
+	debootstrap) echo debootstrap ;;
+	busybox) echo busybox-static ;;
+	shellcheck) echo shellcheck ;;
+	setpriv | unshare) echo util-linux ;;
+	*) echo "$1" ;;
+	esac
+}
+
+# has says whether a tool is there; busybox only counts when it runs without libraries, and Debian's keys, which other
+# distributions leave out, are a file.
+has() {
+	case $1 in
+	busybox) path=$(command -v busybox) && ! ldd "$path" >/dev/null 2>&1 ;;
+	debian-archive-keyring) [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] ;;
+	*) command -v "$1" >/dev/null ;;
+	esac
+}
+
+missing() {
+	for tool; do
+		has "$tool" || package_of "$tool"
+	done | sort -u | tr '\n' ' '
+}
+
+# install_packages installs with the package lists that are there, and only when that fails with new ones.
+install_packages() {
+	export DEBIAN_FRONTEND=noninteractive
+	# shellcheck disable=SC2086 # one word a package
+	apt-get install -y -q --no-install-recommends $1 </dev/null && return
+	apt-get update -q </dev/null
+	# shellcheck disable=SC2086
+	apt-get install -y -q --no-install-recommends $1 </dev/null
+}
+
+# open_fuse lets every user serve a file system: the device checks nothing itself, mounting has its own rules.
+open_fuse() {
+	[ -c /dev/fuse ] || mknod /dev/fuse c 10 229 || return 0 # containers often may not; the tests then say so
+	chmod 0666 /dev/fuse || : # on a read-only or foreign /dev
+}
+
+PATH=$PATH:/usr/sbin:/sbin
+[ $# -gt 0 ] || set -- mksquashfs unsquashfs squashfuse fusermount3 debootstrap debian-archive-keyring setfattr busybox setpriv unshare shellcheck
+
+packages=$(missing "$@")
+if [ "$(id -u)" != 0 ]; then
+	[ -z "$packages" ] && exit
+	echo "deps.sh: missing: $packages" >&2
+	echo "deps.sh: install them, for example with: sudo apt-get install $packages" >&2
+	exit 1
+fi
+if [ -n "$packages" ]; then
+	command -v apt-get >/dev/null || {
+		echo "deps.sh: missing: ${packages}(there is no apt-get here to install them with)" >&2
+		exit 1
+	}
+	install_packages "$packages"
+	packages=$(missing "$@")
+	[ -z "$packages" ] || {
+		echo "deps.sh: still missing: $packages" >&2
+		exit 1
+	}
+fi
+open_fuse

@@ -1,0 +1,32 @@
+#!/bin/sh
+# fuzz.sh - run every fuzz target of the module, one after the other, each for the time given.
+#
+#   usage: fuzz.sh [TIME]         (30s)
+#
+# The exit status is 1 when a target found something; the others still get their turn.
+set -u
+
+time=${1:-30s}
+status=0
+ran=0
+
+# The names go through files: a pipe would lose what the loops count and whether go test could build the package.
+list=$(mktemp)
+trap 'rm -f "$list" "$list.pkg"' EXIT
+for pkg in $(go list ./...); do
+	go test -list '^Fuzz' "$pkg" >"$list.pkg" || {
+		cat "$list.pkg"
+		status=1
+	}
+	awk -v pkg="$pkg" '/^Fuzz/ { print pkg, $1 }' "$list.pkg" >>"$list"
+done
+
+while read -r pkg target; do
+	echo "fuzzing $target of $pkg for $time"
+	# Two workers, so that the memory and the time that fuzzing takes do not depend on the machine.
+	go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" -parallel 2 "$pkg" </dev/null || status=1
+	ran=$((ran + 1))
+done <"$list"
+echo "$ran fuzz targets run"
+[ "$ran" -gt 0 ] || status=1
+exit "$status"
