@@ -66,7 +66,7 @@ func (f *FS) readDir(in *fuse.ReadIn, add func(fuse.DirEntry, sqfs.InodeRef) boo
 	if in.Offset <= posEntries {
 		pos = posStart
 	}
-	for d, err := range f.img.ReadDir(&dir, pos) {
+	for d, err := range f.img.Dirents(&dir, pos) {
 		if err != nil {
 			if some {
 				return fuse.OK

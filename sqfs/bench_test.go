@@ -28,7 +28,7 @@ func TestAllocs(t *testing.T) {
 		root := find(t, img)
 		zero("Inode", 0, func() { img.Inode(img.Root()) })
 		zero("ReadDir", 0, func() {
-			for _, err := range img.ReadDir(&root, 0) {
+			for _, err := range img.Dirents(&root, 0) {
 				if err != nil {
 					t.Error(err)
 				}
@@ -151,7 +151,7 @@ func BenchmarkReadDir(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		n := 0
-		for _, err := range img.ReadDir(&dir, 0) {
+		for _, err := range img.Dirents(&dir, 0) {
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -14,7 +14,7 @@ import (
 // Dirent is an entry of a directory.
 type Dirent struct {
 	// Name has 1..255 bytes, none of them '/' or NUL, and is neither "." nor "..". It
-	// need not be UTF-8. It must not be changed; from ReadDir it is valid until the
+	// need not be UTF-8. It must not be changed; from Dirents it is valid until the
 	// next step of the iteration, from Lookup as long as you like.
 	Name   []byte
 	Ref    InodeRef
@@ -40,12 +40,12 @@ func makePos(header int64, entries int) DirPos {
 func (p DirPos) header() int64 { return int64(p>>posBits) - 1 }
 func (p DirPos) entries() int  { return int(p & (1<<posBits - 1)) }
 
-// ReadDir returns the entries of dir from pos on, sorted by the bytes of their names,
+// Dirents returns the entries of dir from pos on, sorted by the bytes of their names,
 // without "." and "..". Iteration ends early after yielding an error, beside which
 // the entry is empty. Entries whose name has 256 bytes, which squashfs allows and
 // Linux cannot use, are left out. A pos that did not come from a Dirent of the same
 // directory gives an error or nonsense.
-func (img *Image) ReadDir(dir *Inode, pos DirPos) iter.Seq2[Dirent, error] {
+func (img *Image) Dirents(dir *Inode, pos DirPos) iter.Seq2[Dirent, error] {
 	return func(yield func(Dirent, error) bool) { img.readDir(dir, pos, yield) }
 }
 
@@ -67,8 +67,8 @@ func (img *Image) readDir(dir *Inode, pos DirPos, yield func(Dirent, error) bool
 }
 
 // Lookup returns the entry of dir called name, or [fs.ErrNotExist] itself. Names that
-// no directory can contain do not exist. Entries before it are not checked as ReadDir
-// checks them: in a corrupt directory Lookup may find what ReadDir refuses to list.
+// no directory can contain do not exist. Entries before it are not checked as Dirents
+// checks them: in a corrupt directory Lookup may find what Dirents refuses to list.
 func (img *Image) Lookup(dir *Inode, name string) (Dirent, error) {
 	d := dirReaders.Get().(*dirReader)
 	defer d.free()

@@ -1,7 +1,7 @@
 // Package sqfs reads squashfs 4.0 images: what the bytes of an image mean.
 //
 // There are two doors to an image. The inode door is for servers: [Image.Root],
-// [Image.Inode], [Image.Lookup], [Image.ReadDir], [Image.File] and
+// [Image.Inode], [Image.Lookup], [Image.Dirents], [Image.File] and
 // [Image.ReadBlock] work on inode references, take and return values, and allocate
 // nothing. The path door is for people and tools: an *[Image] is an [fs.FS] with
 // [fs.StatFS], [fs.ReadDirFS], [fs.ReadFileFS] and [fs.ReadLinkFS]. The path door
@@ -25,7 +25,7 @@
 // Metadata is decoded once and kept, immutable, in a table without locks, up to
 // [Options.MetadataCache] bytes. File data is never cached here: [Image.ReadBlock]
 // reads and expands one block on each call. Once the metadata concerned is cached,
-// Inode, Lookup, ReadDir, AppendLink, AppendXattr, File, Extent, Extents and
+// Inode, Lookup, Dirents, AppendLink, AppendXattr, File, Extent, Extents and
 // ReadBlock allocate nothing, with two exceptions: Lookup copies a found name
 // that lies across two metadata blocks (one name in some 300), and the decoders of
 // gzip and xz allocate inside their libraries (one and about eight small objects for

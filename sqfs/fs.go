@@ -15,6 +15,7 @@ import (
 var (
 	_ fs.FS         = (*Image)(nil)
 	_ fs.StatFS     = (*Image)(nil)
+	_ fs.ReadDirFS  = (*Image)(nil)
 	_ fs.ReadFileFS = (*Image)(nil)
 	_ fs.ReadLinkFS = (*Image)(nil)
 )
@@ -27,7 +28,7 @@ const (
 // Open opens the named file or directory, following symlinks inside the image: an
 // absolute target starts at the root of the image, and ".." at the root stays there.
 // Regular files implement [io.Seeker], [io.ReaderAt] and [io.WriterTo]; directories
-// implement [fs.ReadDirFile], which is what [fs.ReadDir] and [fs.WalkDir] use;
+// implement [fs.ReadDirFile], to be read in pieces;
 // devices, fifos and sockets read as empty files.
 //
 // Names must satisfy [fs.ValidPath], which demands UTF-8. Files with other names
@@ -52,6 +53,20 @@ func (img *Image) Open(name string) (fs.File, error) {
 		return &openFile{fileInfo: info, file: f, have: -1}, nil
 	}
 	return &openOther{fileInfo: info}, nil
+}
+
+// ReadDir returns the entries of the named directory, sorted by the bytes of their
+// names.
+func (img *Image) ReadDir(name string) ([]fs.DirEntry, error) {
+	ino, err := img.resolve("readdir", name, true)
+	if err != nil {
+		return nil, err
+	}
+	if ino.Type != TypeDir {
+		return nil, &fs.PathError{Op: "readdir", Path: name, Err: syscall.ENOTDIR}
+	}
+	dir := &openDir{fileInfo: fileInfo{name: path.Base(name), ino: ino}, img: img}
+	return dir.ReadDir(-1)
 }
 
 // Stat returns what the image says of the named file, after following symlinks. The

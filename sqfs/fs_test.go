@@ -14,7 +14,7 @@ import (
 // TestFS runs the conformance test of io/fs. It cannot have names that are no valid
 // paths, nor symlinks that lead nowhere, of which the basic images have two.
 func TestFS(t *testing.T) {
-	for path, want := range map[string][]string{
+	for place, want := range map[string][]string{
 		"testdata/basic-zstd-4K.sqfs:modes":   {"m0000"},
 		"testdata/basic-zstd-4K.sqfs:dir300":  {"f299"},
 		"testdata/basic-zstd-4K.sqfs:deep":    {"a/b/c"},
@@ -25,8 +25,8 @@ func TestFS(t *testing.T) {
 		"testdata/xattr-zstd.sqfs:.":          {"sl", "ss", "dir"},
 		"testdata/tiny-nopad.sqfs:.":          {"l", "hello", "d/x"},
 	} {
-		t.Run(path, func(t *testing.T) {
-			path, dir, _ := strings.Cut(path, ":")
+		t.Run(place, func(t *testing.T) {
+			path, dir, _ := strings.Cut(place, ":")
 			sub, err := fs.Sub(openTest(t, path), dir)
 			if err != nil {
 				t.Fatal(err)
@@ -105,7 +105,7 @@ func TestFileHandle(t *testing.T) {
 	if n, err := io.Copy(&got, f); err != nil || n != int64(len(want)-5000) || !bytes.Equal(got.Bytes(), want[5000:]) {
 		t.Errorf("copied %d bytes: %v", n, err)
 	}
-	if _, err := f.Read(make([]byte, 1)); err != io.EOF {
+	if _, err := f.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("read at the end: %v", err)
 	}
 	if _, err := f.(io.Seeker).Seek(-1, io.SeekStart); !errors.Is(err, fs.ErrInvalid) {

@@ -1,6 +1,7 @@
 package sqfs
 
 import (
+	"errors"
 	"io"
 	"io/fs"
 	"time"
@@ -63,7 +64,7 @@ func (d *openDir) Read([]byte) (int, error) {
 // ReadDir implements [fs.ReadDirFile].
 func (d *openDir) ReadDir(n int) ([]fs.DirEntry, error) {
 	var list []fs.DirEntry
-	for e, err := range d.img.ReadDir(&d.ino, d.pos) {
+	for e, err := range d.img.Dirents(&d.ino, d.pos) {
 		if err != nil {
 			return list, &fs.PathError{Op: "readdir", Path: d.name, Err: err}
 		}
@@ -116,7 +117,7 @@ func (f *openFile) WriteTo(w io.Writer) (int64, error) {
 	start := f.off
 	for {
 		b, err := f.rest()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return f.off - start, nil
 		}
 		if err != nil {
@@ -162,7 +163,7 @@ func (f *openFile) load(block, bs int64) error {
 // ReadAt implements [io.ReaderAt], and as that demands may be called concurrently.
 func (f *openFile) ReadAt(p []byte, off int64) (int, error) {
 	n, err := f.file.ReadAt(p, off)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = &fs.PathError{Op: "read", Path: f.name, Err: err}
 	}
 	return n, err

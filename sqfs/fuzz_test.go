@@ -92,7 +92,7 @@ func fuzzInode(t *testing.T, img *Image, ino *Inode) {
 
 func fuzzDir(t *testing.T, img *Image, dir *Inode) {
 	n := 0
-	for e, err := range img.ReadDir(dir, 0) {
+	for e, err := range img.Dirents(dir, 0) {
 		if err != nil {
 			known(t, err)
 			return
@@ -106,7 +106,7 @@ func fuzzDir(t *testing.T, img *Image, dir *Inode) {
 			} else if string(got.Name) != string(e.Name) {
 				t.Fatalf("lookup %q found %q", e.Name, got.Name)
 			}
-			for _, err := range img.ReadDir(dir, e.Pos) {
+			for _, err := range img.Dirents(dir, e.Pos) {
 				if err != nil {
 					known(t, err)
 				}
@@ -126,7 +126,7 @@ func fuzzFile(t *testing.T, img *Image, ino *Inode) {
 	}
 	buf := make([]byte, 10000)
 	for _, off := range []int64{0, 5000, f.Size() - 5000, f.Size() / 2} {
-		if n, err := f.ReadAt(buf, max(off, 0)); err != nil && err != io.EOF {
+		if n, err := f.ReadAt(buf, max(off, 0)); err != nil && !errors.Is(err, io.EOF) {
 			known(t, err)
 		} else if n == 0 && err == nil {
 			t.Fatalf("nothing read at %d of %d", off, f.Size())

@@ -46,7 +46,8 @@ func openTest(t testing.TB, path string) *Image {
 	}
 	t.Cleanup(func() { f.Close() })
 	var off int64
-	if b, err := os.ReadFile(strings.TrimSuffix(path, ".sqfs") + ".off"); err == nil {
+	b, err := os.ReadFile(strings.TrimSuffix(path, ".sqfs") + ".off")
+	if err == nil {
 		if off, err = strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64); err != nil {
 			t.Fatal(err)
 		}
@@ -129,7 +130,7 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// withoutLongNames drops files with a name of 256 bytes, which ReadDir leaves out.
+// withoutLongNames drops files with a name of 256 bytes, which Dirents leaves out.
 func withoutLongNames(list string) string {
 	return strings.ReplaceAll(list, "-rw-r--r-- 0/0                       0 2023-11-14 22:13 squashfs-root/"+strings.Repeat("n", 256)+"\n", "")
 }
@@ -175,7 +176,7 @@ func walkTree(img *Image, visit func(name string, ino *Inode) error) error {
 		if err := visit(name, &ino); err != nil || ino.Type != TypeDir {
 			return err
 		}
-		for e, err := range img.ReadDir(&ino, 0) {
+		for e, err := range img.Dirents(&ino, 0) {
 			if err != nil {
 				return fmt.Errorf("%q: %w", name, err)
 			}

@@ -31,7 +31,7 @@ func find(t testing.TB, img *Image, names ...string) Inode {
 }
 
 // TestLookupAndResume checks on all directories of all images that Lookup finds what
-// ReadDir lists and nothing else, and that ReadDir can go on after each entry.
+// Dirents lists and nothing else, and that Dirents can go on after each entry.
 func TestLookupAndResume(t *testing.T) {
 	for _, path := range images(t) {
 		t.Run(path, func(t *testing.T) {
@@ -59,7 +59,7 @@ func checkDir(t *testing.T, img *Image, name string, dir *Inode) {
 			t.Fatalf("%s: lookup %q = %+v, %v, want %+v", name, e.Name, got, err, e)
 		}
 		for _, absent := range []string{string(e.Name) + "\x01", string(e.Name[:len(e.Name)-1]) + "\x02\x03"} {
-			if _, err := img.Lookup(dir, absent); err != fs.ErrNotExist {
+			if _, err := img.Lookup(dir, absent); !errors.Is(err, fs.ErrNotExist) {
 				t.Fatalf("%s: lookup %q = %v, want %v", name, absent, err, fs.ErrNotExist)
 			}
 		}
@@ -76,7 +76,7 @@ func checkDir(t *testing.T, img *Image, name string, dir *Inode) {
 
 func list(t *testing.T, img *Image, dir *Inode, pos DirPos) (all []Dirent) {
 	t.Helper()
-	for e, err := range img.ReadDir(dir, pos) {
+	for e, err := range img.Dirents(dir, pos) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -147,7 +147,7 @@ func TestReadAt(t *testing.T) {
 					p := make([]byte, rnd.Int64N(2*bs)+1)
 					n, err := f.ReadAt(p, off)
 					want := all.Bytes()[off:min(off+int64(len(p)), ino.Size)]
-					if !bytes.Equal(p[:n], want) || (err == io.EOF) != (n < len(p)) || err != nil && err != io.EOF {
+					if !bytes.Equal(p[:n], want) || errors.Is(err, io.EOF) != (n < len(p)) || err != nil && !errors.Is(err, io.EOF) {
 						t.Fatalf("%s: read %d bytes at %d of %d: got %d, %v", name, len(p), off, ino.Size, n, err)
 					}
 				}
@@ -373,7 +373,7 @@ func TestWrongUse(t *testing.T) {
 	if _, err := img.Lookup(&file, "x"); err == nil {
 		t.Error("lookup in a file succeeded")
 	}
-	for _, err := range img.ReadDir(&file, 0) {
+	for _, err := range img.Dirents(&file, 0) {
 		if err == nil {
 			t.Error("list of a file has entries")
 		}
@@ -382,7 +382,7 @@ func TestWrongUse(t *testing.T) {
 		t.Errorf("read into a short buffer: %v", err)
 	}
 	for _, name := range []string{"", "user", "user.", "system.x", "user.nothing", "trusted.short"} {
-		if _, err := img.AppendXattr(nil, &file, name); err != fs.ErrNotExist {
+		if _, err := img.AppendXattr(nil, &file, name); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("attribute %q: %v, want %v", name, err, fs.ErrNotExist)
 		}
 	}

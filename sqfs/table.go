@@ -94,7 +94,7 @@ func (t *table) row(img *Image, i uint64) ([]byte, error) {
 	if i >= t.rows {
 		return nil, corrupt(t.end, "row %d of the %s, which has %d", i, t.name, t.rows)
 	}
-	per := uint(log2(disk.MetadataSize / t.size))
+	per := log2(disk.MetadataSize / t.size)
 	blk, err := img.metadata(t.blocks[i>>per], t.end)
 	if err != nil {
 		return nil, err

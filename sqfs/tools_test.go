@@ -68,7 +68,8 @@ func TestMksquashfs(t *testing.T) {
 		t.Run(opts, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "x.sqfs")
 			args := append([]string{dir, path, "-noappend", "-quiet", "-no-progress"}, strings.Fields(opts)...)
-			if out, err := tool(t, "mksquashfs", args...); err != nil {
+			out, err := tool(t, "mksquashfs", args...)
+			if err != nil {
 				t.Skipf("mksquashfs: %v\n%s", err, out)
 			}
 			want, err := tool(t, "unsquashfs", "-lln", path)
@@ -82,7 +83,8 @@ func TestMksquashfs(t *testing.T) {
 				if ino.Type != TypeFile {
 					return nil
 				}
-				got, err := img.ReadFile(name[1:])
+				var got []byte
+				got, err = img.ReadFile(name[1:])
 				want, _ := os.ReadFile(dir + name)
 				if err != nil || !bytes.Equal(got, want) {
 					t.Errorf("%s: %d bytes differ from %d, %v", name, len(got), len(want), err)

@@ -114,7 +114,7 @@ func (l *lister) dir(prefix string, dir *sqfs.Inode, above []sqfs.InodeRef) erro
 		return fmt.Errorf("%s: too deep", printable(prefix))
 	}
 	above = append(above, dir.Ref)
-	for d, err := range l.img.ReadDir(dir, 0) {
+	for d, err := range l.img.Dirents(dir, 0) {
 		if err != nil {
 			return fmt.Errorf("%s: %w", printable("/"+prefix), err)
 		}

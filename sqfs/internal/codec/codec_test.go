@@ -73,7 +73,7 @@ func TestDecode(t *testing.T) {
 					t.Fatalf("with room: %d bytes, %v", n, err)
 				}
 				for _, short := range []int{0, 1, len(want) / 2, len(want) - 1} {
-					dst := bytes.Repeat([]byte{0xa5}, len(want))
+					dst = bytes.Repeat([]byte{0xa5}, len(want))
 					if n, err := d.Decode(dst[:short], src); err == nil {
 						t.Errorf("into %d bytes: %d and no error", short, n)
 					}
