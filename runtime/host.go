@@ -16,8 +16,11 @@ import (
 type Host struct {
 	// Root: the caller may mount without a user namespace of their own.
 	Root bool
-	UID  int
-	GID  int
+	// IDsMapped: every user id of an image means something here.
+	IDsMapped bool
+
+	UID int
+	GID int
 	// Devices are the device nodes to show, absolute paths.
 	Devices []string
 	// Terminal is the path of the terminal on standard input, if it is one.
@@ -35,14 +38,14 @@ var optionalPaths = []string{"/etc/resolv.conf", "/etc/hosts", "/dev/shm", "/dev
 // accelerators and RDMA adapters; the kernel and Slurm's device cgroup decide
 // who may open the latter.
 var deviceNodes = []string{
-	"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty",
+	"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/fuse",
 	"/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/nvidia-caps-imex-channels/*", "/dev/gdrdrv",
 	"/dev/kfd", "/dev/dri/*", "/dev/infiniband/*", "/dev/knem", "/dev/xpmem",
 }
 
 // Probe looks at this machine and process.
 func Probe() *Host {
-	h := &Host{UID: os.Geteuid(), GID: os.Getegid(), Root: maySetUpMounts()}
+	h := &Host{UID: os.Geteuid(), GID: os.Getegid(), Root: maySetUpMounts(), IDsMapped: AllIDsMapped()}
 	for _, p := range optionalPaths {
 		if _, err := os.Stat(p); err == nil {
 			h.Present = append(h.Present, p)
@@ -109,5 +112,5 @@ func namespaceHint() string {
 			return s.hint
 		}
 	}
-	return "user namespaces may be exhausted or forbidden here; check sysctl user.max_user_namespaces and the security modules"
+	return "user namespaces may be exhausted or forbidden here (sysctl user.max_user_namespaces, security modules, a chroot, an id without a mapping)"
 }

@@ -1,8 +1,9 @@
 package runtime
 
 import (
+	"bytes"
 	"encoding/binary"
-	"encoding/json"
+	"encoding/gob"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +12,9 @@ import (
 	goruntime "runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,12 +27,17 @@ const InitName = "squire-init"
 type order struct {
 	Spec Spec
 	Ops  []Op
+	// Group is the runner's process group, which the command joins: the
+	// terminal's foreground group, if any is. Init has a group of its own, so
+	// that what kills the group leaves somebody to end the rest.
+	Group int
+	// Files is how many descriptors are for the MountFunc. More are only held.
+	Files int
 }
 
-// maxOrder bounds the order's size: arguments and environment of a command
-// are at most 6 MiB (execve(2), a quarter of 3/4 of _STK_LIM's maximum), JSON
-// may quote each byte with six.
-const maxOrder = 64 << 20
+// maxOrder bounds the order's size. Arguments and environment of a command are
+// at most 6 MiB (execve(2): 3/4 of the kernel's _STK_LIM).
+const maxOrder = 16 << 20
 
 // Init is the init stage: it takes the order from the runner, carries it out,
 // and returns the exit status for this process. The arguments after argv[0]
@@ -41,36 +49,37 @@ func Init(mount MountFunc) int {
 	if err != nil {
 		return fail(ExitFailed, err)
 	}
-	signals := catchSignals()
+	// Who signals every process of a job means the command, which gets its own
+	// and the runner's; init has to see it through.
+	catchSignals()
 	runner := files[0]
 	var o order
 	if err := readMessage(runner, &o); err != nil {
 		return ExitFailed // the runner gave up, and has said why
 	}
-	go dieWith(runner)
-	if err := apply(o.Ops, mount, files[1:]); err != nil {
+	t := &task{pidfd: -1}
+	go t.dieWith(runner)
+	if err := apply(o.Ops, mount, files[1:1+o.Files]); err != nil {
 		return fail(ExitFailed, explain(err, &o.Spec))
 	}
-	go discard(signals)
-	return command(&o)
+	return t.run(&o, runner)
 }
 
-// starting is closed when the command is about to be started, started then
-// tells dieWith which process to signal.
-var (
-	starting = make(chan struct{})
-	started  = make(chan int, 1)
-)
+// task is the command, for the goroutine that starts it and the one that
+// signals it.
+type task struct {
+	mu    sync.Mutex
+	pidfd int // -1 before the command was started; a pid could be reused
+}
 
-// command starts the command, waits for it, and ends what it left behind.
-func command(o *order) int {
+// run starts the command, waits for it, and ends what it left behind.
+func (t *task) run(o *order, runner *os.File) int {
 	if err := becomeSubreaper(); err != nil {
 		return fail(ExitFailed, err)
 	}
 	argv := o.Ops[len(o.Ops)-1].Args
 	env := environment(&o.Spec, imageEnvironment())
-	close(starting)
-	pid, err := start(argv, env)
+	pid, err := t.start(argv, env, o.Group)
 	if err != nil {
 		code := ExitNoExec
 		if errors.Is(err, os.ErrNotExist) {
@@ -78,14 +87,21 @@ func command(o *order) int {
 		}
 		return fail(code, fmt.Errorf("%s: %w", o.Spec.Image, err))
 	}
-	started <- pid
+	_, _ = runner.Write([]byte{started})
 	status := wait(pid)
 	endChildren()
 	return status
 }
 
-// start looks the command up in the container's PATH and starts it.
-func start(argv, env []string) (int, error) {
+// started is what the runner is told when the command runs: from then on, the
+// terminal reaches it.
+const started = 1
+
+// start looks the command up in the container's PATH and starts it. A signal
+// that comes meanwhile waits for its end.
+func (t *task) start(argv, env []string, group int) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	file, err := lookPath(argv[0], env)
 	if err != nil {
 		return 0, err
@@ -94,7 +110,7 @@ func start(argv, env []string) (int, error) {
 	pid, err := syscall.ForkExec(file, argv, &syscall.ProcAttr{
 		Env:   env,
 		Files: files,
-		Sys:   &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
+		Sys:   &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true, Pgid: group, PidFD: &t.pidfd},
 	})
 	switch {
 	case errors.Is(err, unix.ENOENT):
@@ -110,6 +126,9 @@ func start(argv, env []string) (int, error) {
 // lookPath finds a program as execvp(3) does. It has to be found here and not
 // on the host, whose directories are not the container's.
 func lookPath(name string, env []string) (string, error) {
+	if name == "" {
+		return "", fmt.Errorf("the command is empty: %w", errNotFound)
+	}
 	if strings.Contains(name, "/") {
 		return name, executable(name)
 	}
@@ -181,42 +200,28 @@ func wait(pid int) int {
 
 // dieWith passes on the runner's signals, and ends the container when the
 // runner is gone. Each message is one byte: the signal.
-func dieWith(runner *os.File) {
-	pid := 0
+func (t *task) dieWith(runner *os.File) {
 	var b [1]byte
 	for {
 		if _, err := io.ReadFull(runner, b[:]); err != nil {
 			endChildren()
 			os.Exit(exitSignalled + int(unix.SIGKILL)) //nolint:forbidigo // the main goroutine waits in the kernel
 		}
-		sig := unix.Signal(b[0])
-		if pid == 0 {
-			select {
-			case <-starting:
-				pid = <-started
-			default:
-				endEarly(sig)
-				continue
-			}
-		}
-		_ = unix.Kill(pid, sig)
+		t.signal(unix.Signal(b[0]))
 	}
 }
 
-// endEarly answers a signal that comes before the command runs as the command
-// would without a handler: those that ask it to end, end this process.
-func endEarly(sig unix.Signal) {
-	switch sig {
-	case unix.SIGWINCH, unix.SIGIO, unix.SIGPWR:
+// signal passes a signal on. One that comes before the command runs is
+// answered as the command would without a handler.
+func (t *task) signal(sig unix.Signal) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case t.pidfd >= 0:
+		_ = unix.PidfdSendSignal(t.pidfd, sig, nil, 0)
+	case sig == unix.SIGWINCH || sig == unix.SIGIO || sig == unix.SIGPWR:
 	default:
 		os.Exit(exitSignalled + int(sig)) //nolint:forbidigo // as in dieWith
-	}
-}
-
-// discard drops signals: what is meant for the command reaches it through the
-// runner or its own process group.
-func discard(signals <-chan os.Signal) {
-	for range signals {
 	}
 }
 
@@ -251,7 +256,7 @@ func initFiles(args []string) ([]*os.File, error) {
 			return nil, fmt.Errorf("descriptor %q: not a number above 2", a)
 		}
 		unix.CloseOnExec(n)
-		files = append(files, os.NewFile(uintptr(n), "socket "+a))
+		files = append(files, os.NewFile(uintptr(n), "descriptor "+a))
 	}
 	return files, nil
 }
@@ -276,21 +281,38 @@ func explain(err error, s *Spec) error {
 
 // fail reports err on standard error, one line, and returns code.
 func fail(code int, err error) int {
-	fmt.Fprintf(os.Stderr, "squire: %v\n", err)
+	// Init is in the background of its terminal. With "stty tostop" writing
+	// there would stop it, unless the signal for that is blocked.
+	var ttou unix.Sigset_t
+	ttou.Val[0] = 1 << (unix.SIGTTOU - 1)
+	_ = unix.PthreadSigmask(unix.SIG_BLOCK, &ttou, nil)
+	fmt.Fprintln(os.Stderr, "squire:", OneLine(err))
 	return code
 }
 
-// Messages are JSON behind a length of four bytes.
+// OneLine is the text of an error, which may quote names from an image, on one
+// line and free of what a terminal would obey.
+func OneLine(err error) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return '?'
+		}
+		return r
+	}, err.Error())
+}
+
+// Messages are in gob's form behind a length of four bytes. JSON would not do:
+// arguments, variables and paths need not be UTF-8.
 
 func writeMessage(w io.Writer, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
+	var b bytes.Buffer
+	if err := gob.NewEncoder(&b).Encode(v); err != nil {
 		return err
 	}
-	if len(b) > maxOrder {
-		return fmt.Errorf("command and environment of %d bytes are too large", len(b))
+	if b.Len() > maxOrder {
+		return fmt.Errorf("command and environment of %d bytes are too large", b.Len())
 	}
-	_, err = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...))
+	_, err := w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(b.Len())), b.Bytes()...))
 	return err
 }
 
@@ -307,5 +329,5 @@ func readMessage(r io.Reader, v any) error {
 	if _, err := io.ReadFull(r, b); err != nil {
 		return err
 	}
-	return json.Unmarshal(b, v)
+	return gob.NewDecoder(bytes.NewReader(b)).Decode(v)
 }

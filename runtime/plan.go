@@ -113,7 +113,7 @@ func layerOp(s *Spec, h *Host, on []Op) Op {
 	if s.Upper != "" {
 		op.Source = s.Upper
 	}
-	if !h.Root {
+	if !h.Root || !h.IDsMapped {
 		// Without it a directory that replaces one of the image is EIO: the
 		// mark for that is a trusted xattr, which a user namespace cannot set.
 		op.Flags = []string{"userxattr"}
@@ -145,18 +145,20 @@ func below(target string, mounted []Op) bool {
 // network, IPC, /dev/shm and /tmp are the host's: MPI, NCCL, PMIx and CUDA IPC
 // meet their peers through them, and tasks of one step each have a container
 // of their own here.
-func systemMounts(h *Host) []Op {
-	ops := []Op{
-		{Do: OpBind, Source: "/proc", Target: "/proc", Flags: []string{"rbind"}},
-		{Do: OpBind, Source: "/sys", Target: "/sys", Flags: []string{"rbind", "ro"}},
-		{Do: OpBind, Source: "/tmp", Target: "/tmp", Flags: []string{"rbind"}},
-	}
+func systemMounts(h *Host) (ops []Op) {
+	// First, while nothing of the host is inside: in many images resolv.conf is
+	// a link, whose end is made where it leads.
 	for _, f := range []string{"/etc/resolv.conf", "/etc/hosts"} {
 		if h.Has(f) {
 			ops = append(ops, Op{Do: OpBind, Source: f, Target: f, Flags: []string{"ro"}})
 		}
 	}
-	return ops
+	return append(
+		ops,
+		Op{Do: OpBind, Source: "/proc", Target: "/proc", Flags: []string{"rbind"}},
+		Op{Do: OpBind, Source: "/sys", Target: "/sys", Flags: []string{"rbind", "ro"}},
+		Op{Do: OpBind, Source: "/tmp", Target: "/tmp", Flags: []string{"rbind"}},
+	)
 }
 
 // deviceMounts build /dev from single nodes of the host; a node may be bound

@@ -22,7 +22,9 @@ var (
 
 func TestPlan(t *testing.T) {
 	asRoot := node
-	asRoot.Root, asRoot.UID, asRoot.GID = true, 0, 0
+	asRoot.Root, asRoot.IDsMapped, asRoot.UID, asRoot.GID = true, true, 0, 0
+	nested := asRoot // root of somebody's user namespace
+	nested.IDsMapped = false
 	tests := []struct {
 		name string
 		spec Spec
@@ -34,6 +36,7 @@ func TestPlan(t *testing.T) {
 		{"mounts", Spec{Image: "/i.sqsh", Workdir: "data/x", Mounts: []Mount{{"/l", "/data", []string{"ro"}}, {"/m", "/data/m", nil}, {"/t", "/tmp/t", nil}}}, laptop},
 		{"writable", Spec{Image: "/i.sqsh", Writable: true}, laptop},
 		{"upper", Spec{Image: "/i.sqsh", Writable: true, Upper: "/scratch/u", RemapRoot: true}, laptop},
+		{"nested", Spec{Image: "/i.sqsh", Writable: true}, nested},
 		{"dir", Spec{Dir: "/srv/root"}, laptop},
 	}
 	for _, tt := range tests {

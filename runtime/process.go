@@ -137,15 +137,16 @@ func children() (pids []int) {
 }
 
 // forwarded are the signals that the runner passes on to the command. Those
-// for job control are left alone: runner, init and command are in one process
-// group, so the terminal stops and continues all three.
+// for job control are left alone: runner and command are in one process group,
+// so the terminal stops and continues both.
 var forwarded = []os.Signal{
 	unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2,
 	unix.SIGALRM, unix.SIGWINCH, unix.SIGIO, unix.SIGPWR, unix.SIGVTALRM, unix.SIGXCPU,
 }
 
-// catchSignals returns a channel that gets the forwarded signals. A signal
-// that the caller ignores, as nohup does, stays ignored, also in the command.
+// catchSignals returns a channel that gets the forwarded signals. SIGHUP and
+// SIGINT stay ignored, also in the command, where the caller ignores them, as
+// nohup and background shells do; of other signals Go does not tell.
 func catchSignals() chan os.Signal {
 	ch := make(chan os.Signal, 64)
 	for _, s := range forwarded {
@@ -158,7 +159,9 @@ func catchSignals() chan os.Signal {
 
 // fromTerminal reports whether sig most likely came from the terminal's
 // keyboard, or from its change of size, and so has reached the command already:
-// the driver signals the whole foreground process group, which we are in.
+// the driver signals the whole foreground process group, which we are in. The
+// sender is not known here: a kill of the runner alone, while it is in the
+// foreground, is mistaken for the terminal's.
 func fromTerminal(sig os.Signal) bool {
 	if sig != unix.SIGINT && sig != unix.SIGQUIT && sig != unix.SIGWINCH {
 		return false

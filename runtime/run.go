@@ -6,6 +6,7 @@ import (
 	"os"
 	goruntime "runtime"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -17,25 +18,28 @@ import (
 type Runner struct {
 	// Files are given to the MountFunc in the init stage.
 	Files []*os.File
-	// Spare are child processes that are not of the container.
+	// Spare are child processes that are not of the container. Start adds those
+	// that this process has already: a shell that executed it in its place may
+	// have left some.
 	Spare []int
 
-	pid    int
-	socket *os.File
-	spec   *Spec
-	keep   *upperDir
-
+	pid     int
+	socket  *os.File
+	spec    *Spec
+	upper   *upperDir
 	signals chan os.Signal
+	running atomic.Bool // the command was started
 }
 
-// Start starts the init stage in its namespaces, where it waits for Go: its
+// Start starts the init stage in its namespaces, where it waits for Send: its
 // start-up overlaps with whatever the caller does meanwhile.
 func (r *Runner) Start(s *Spec, h *Host) (err error) {
 	// The namespaces of a child of ours die with it, whatever happens here.
 	if err = becomeSubreaper(); err != nil {
 		return fmt.Errorf("become a subreaper: %w", err)
 	}
-	if r.keep, err = openUpper(s.Upper); err != nil {
+	r.Spare = append(r.Spare, children()...)
+	if r.upper, err = openUpper(s.Upper); err != nil {
 		return err
 	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -46,7 +50,11 @@ func (r *Runner) Start(s *Spec, h *Host) (err error) {
 	theirs := os.NewFile(uintptr(pair[1]), "runner")
 	defer theirs.Close()
 	r.spec = s
-	files, at := childFiles(append([]*os.File{theirs}, r.Files...)...)
+	extra := append([]*os.File{theirs}, r.Files...)
+	if r.upper != nil {
+		extra = append(extra, r.upper.lock) // held as long as the container lives
+	}
+	files, at := childFiles(extra...)
 	argv := []string{InitName}
 	for _, n := range at {
 		argv = append(argv, strconv.Itoa(n))
@@ -76,7 +84,7 @@ var setupCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT, unix.CAP_DAC_
 // rights (newuidmap) is needed; supplementary groups stay as they are, since
 // GPU devices are often reached through them.
 func namespaces(s *Spec, h *Host) *syscall.SysProcAttr {
-	attr := &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
+	attr := &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Setpgid: true}
 	if h.Root {
 		return attr
 	}
@@ -99,11 +107,11 @@ func explainClone(err error, h *Host) error {
 	return fmt.Errorf("make a user namespace: %w: %s", err, namespaceHint())
 }
 
-// Go sends the plan. From here on the container runs, and signals are the
+// Send sends the plan. From here on the container runs, and signals are the
 // command's.
-func (r *Runner) Go(ops []Op) error {
+func (r *Runner) Send(ops []Op) error {
 	r.signals = catchSignals()
-	return writeMessage(r.socket, &order{Spec: *r.spec, Ops: ops})
+	return writeMessage(r.socket, &order{Spec: *r.spec, Ops: ops, Group: unix.Getpgrp(), Files: len(r.Files)})
 }
 
 // Wait forwards signals until the container has ended, ends what is left of
@@ -111,6 +119,7 @@ func (r *Runner) Go(ops []Op) error {
 func (r *Runner) Wait() (int, error) {
 	done := make(chan struct{})
 	go r.forward(done)
+	go r.listen()
 	var ws unix.WaitStatus
 	for {
 		_, err := unix.Wait4(r.pid, &ws, 0, nil)
@@ -131,7 +140,8 @@ func (r *Runner) Wait() (int, error) {
 // Abandon ends a container that was started but is not wanted any more.
 func (r *Runner) Abandon() {
 	r.socket.Close() // init exits at the end of its input
-	time.AfterFunc(time.Second, func() { _ = unix.Kill(r.pid, unix.SIGKILL) })
+	timer := time.AfterFunc(time.Second, func() { _ = unix.Kill(r.pid, unix.SIGKILL) })
+	defer timer.Stop()
 	var ws unix.WaitStatus
 	for {
 		if _, err := unix.Wait4(r.pid, &ws, 0, nil); !errors.Is(err, unix.EINTR) {
@@ -143,16 +153,26 @@ func (r *Runner) Abandon() {
 
 func (r *Runner) close() {
 	r.socket.Close()
-	r.keep.close()
+	r.upper.close()
 }
 
+// listen waits for init to say that the command runs.
+func (r *Runner) listen() {
+	var b [1]byte
+	if n, _ := r.socket.Read(b[:]); n == 1 && b[0] == started {
+		r.running.Store(true)
+	}
+}
+
+// forward sends signals to init. What the terminal sent has reached the
+// command, if there is one: they are in one process group.
 func (r *Runner) forward(done <-chan struct{}) {
 	for {
 		select {
 		case <-done:
 			return
 		case s := <-r.signals:
-			if !fromTerminal(s) {
+			if !r.running.Load() || !fromTerminal(s) {
 				_, _ = r.socket.Write([]byte{byte(s.(syscall.Signal))})
 			}
 		}
@@ -166,7 +186,9 @@ type upperDir struct {
 }
 
 // openUpper makes and locks the directory of a writable layer. Two overlays
-// on one upper directory corrupt it. An empty path gives nil, which is usable.
+// on one upper directory corrupt it, and overlayfs empties its work directory:
+// a directory that holds anything but a layer is refused. An empty path gives
+// nil, which is usable.
 func openUpper(dir string) (*upperDir, error) {
 	if dir == "" {
 		return nil, nil
@@ -178,7 +200,13 @@ func openUpper(dir string) (*upperDir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("writable layer: %w", err)
 	}
-	lock, err := root.OpenFile(".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if _, err = root.Lstat(lockName); errors.Is(err, os.ErrNotExist) {
+		if names, err := os.ReadDir(dir); err == nil && len(names) > 0 {
+			root.Close()
+			return nil, fmt.Errorf("writable layer %s: holds other files; name a new or an empty directory", dir)
+		}
+	}
+	lock, err := root.OpenFile(lockName, os.O_CREATE|os.O_RDWR, 0o600)
 	if err == nil {
 		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	}
@@ -192,14 +220,20 @@ func openUpper(dir string) (*upperDir, error) {
 	return &upperDir{root, lock}, nil
 }
 
-// close removes overlayfs's work directory, which is left with mode 000, and
-// unlocks. Errors do not matter: the next use finds and reuses what is left.
+// lockName marks a directory as one of ours.
+const lockName = ".lock"
+
+// close removes overlayfs's work directory, which is left with mode 000 and
+// empty, and unlocks. Errors do not matter: the next use finds and reuses what
+// is left.
 func (u *upperDir) close() {
 	if u == nil {
 		return
 	}
 	_ = u.root.Chmod("work/work", 0o700)
-	_ = u.root.RemoveAll("work")
+	for _, name := range []string{"work/work", "work/index", "work"} {
+		_ = u.root.Remove(name)
+	}
 	u.lock.Close()
 	u.root.Close()
 }

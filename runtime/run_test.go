@@ -2,7 +2,7 @@ package runtime
 
 import (
 	"bytes"
-	"encoding/json"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 func testRunner() int {
 	unix.Umask(0o077)
 	var s Spec
-	if err := json.Unmarshal([]byte(os.Getenv(specEnv)), &s); err != nil {
+	if err := readMessage(hex.NewDecoder(strings.NewReader(os.Getenv(specEnv))), &s); err != nil {
 		return fail(ExitFailed, err)
 	}
 	h := Probe()
@@ -56,7 +56,7 @@ func testRunner() int {
 	if err = r.Start(&s, h); err != nil {
 		return fail(ExitFailed, err)
 	}
-	if err = r.Go(ops); err != nil {
+	if err = r.Send(ops); err != nil {
 		r.Abandon()
 		return fail(ExitFailed, err)
 	}
@@ -163,13 +163,13 @@ func makeRoot(t *testing.T, w who, busybox string) string {
 // runner prepares a runner for s as w.
 func runner(t *testing.T, w who, s Spec) *exec.Cmd {
 	t.Helper()
-	b, err := json.Marshal(s)
-	if err != nil {
+	var b bytes.Buffer
+	if err := writeMessage(hex.NewEncoder(&b), &s); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = []string{runnerName}
-	cmd.Env = append(os.Environ(), specEnv+"="+string(b))
+	cmd.Env = append(os.Environ(), specEnv+"="+b.String())
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{}
 	if w.uid != os.Getuid() {
@@ -236,6 +236,7 @@ func TestRunSees(t *testing.T) {
 			{name: "tmp is the host's", script: "ls -d " + root, want: root},
 			{name: "environment", script: "echo $A $B $PATH", spec: Spec{Environ: []string{"A=1", "PATH=/nowhere"}, SetEnv: []string{"B=2"}}, want: "1 2 " + DefaultPath},
 			{name: "umask", script: "umask; ls -ld / /dev | cut -c1-10", spec: Spec{Writable: true}, want: "0077\ndrwxr-xr-x\ndrwxr-xr-x"},
+			{name: "bytes", script: `echo "$B" "$0"`, spec: Spec{Environ: []string{"B=\xff\xfe"}}, want: "\xff\xfe /bin/sh"},
 			{name: "pts", script: "ls /dev/pts; readlink /dev/ptmx", want: "ptmx\npts/ptmx"},
 		}
 		if w.uid != 0 {
@@ -270,7 +271,7 @@ func TestRunMounts(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := errors.Join(os.Symlink("/etc/passwd", root+"/abs"), os.Symlink("../../../up", root+"/bin/up"),
-			os.Symlink("/made/by/link", root+"/dangling"), os.Symlink("loop", root+"/loop")); err != nil {
+			os.Symlink("/made/by/link", root+"/dangling"), os.Symlink("loop", root+"/loop"), os.Symlink("/host", root+"/tohost")); err != nil {
 			t.Fatal(err)
 		}
 		tests := []struct{ name, mounts, script, want string }{
@@ -297,6 +298,18 @@ func TestRunMounts(t *testing.T) {
 				}
 			})
 		}
+		t.Run("made on the host only when named", func(t *testing.T) {
+			host := publicDir(t, w)
+			ms := []Mount{{Source: host, Target: "/host"}, {Source: data, Target: "/tohost/x/y"}}
+			r := run(t, w, Spec{Dir: root, Mounts: ms, Command: []string{"/bin/true"}})
+			if names, err := os.ReadDir(host); r.status != ExitFailed || !strings.Contains(r.err, "nothing is made") || err != nil || len(names) > 0 {
+				t.Errorf("exit status %d, stderr %q, on the host %v (%v)", r.status, r.err, names, err)
+			}
+			ms[1].Target = "/host/x/y"
+			if got := sh(t, w, Spec{Dir: root, Mounts: ms}, "cat /host/x/y/f"); got != "data" {
+				t.Errorf("got %q", got)
+			}
+		})
 		for _, name := range []string{"a", "made", "up", "etc/conf", "d1"} {
 			if _, err := os.Lstat(filepath.Join(root, name)); err == nil {
 				t.Errorf("%s was made in the directory itself", name)
@@ -351,6 +364,20 @@ func TestRunWritable(t *testing.T) {
 				t.Errorf("replaced directory shows %q", got)
 			}
 		})
+		t.Run("not ours", func(t *testing.T) {
+			dir := publicDir(t, w)
+			precious := filepath.Join(dir, "work/precious")
+			if err := errors.Join(os.Mkdir(dir+"/work", 0o755), os.Chown(dir+"/work", w.uid, w.uid), os.WriteFile(precious, nil, 0o644)); err != nil {
+				t.Fatal(err)
+			}
+			r := run(t, w, Spec{Dir: root, Writable: true, Upper: dir, Command: []string{"/bin/true"}})
+			if r.status != ExitFailed || !strings.Contains(r.err, "holds other files") {
+				t.Errorf("exit status %d, stderr %q", r.status, r.err)
+			}
+			if _, err := os.Stat(precious); err != nil {
+				t.Error(err)
+			}
+		})
 		t.Run("in use", func(t *testing.T) {
 			upper := filepath.Join(publicDir(t, w), "u")
 			s := Spec{Dir: root, Writable: true, Upper: upper, Command: []string{"/bin/sh", "-c", "echo started; sleep 30"}}
@@ -388,6 +415,8 @@ func TestRunStatus(t *testing.T) {
 			{name: "text", command: []string{"text"}, want: 126, err: "not a program"},
 			{name: "no interpreter", command: []string{"script"}, want: 126, err: "interpreter"},
 			{name: "not executable", command: []string{"/bin/plain"}, want: 126, err: "not executable"},
+			{name: "empty", command: []string{""}, want: 127, err: "the command is empty"},
+			{name: "escape", command: []string{"no\x1b[31m\u009b\nsuch"}, want: 127, err: "no?[31m??such: command not found"},
 			{name: "directory", command: []string{"/bin"}, want: 126, err: "not a regular file"},
 			{name: "workdir", spec: Spec{Workdir: "/nowhere"}, command: []string{"true"}, want: 125, err: "working directory /nowhere"},
 		}
@@ -447,14 +476,15 @@ func TestRunSignals(t *testing.T) {
 func TestRunEnds(t *testing.T) {
 	const daemon = `(setsid sh -c 'sh -c "exec sleep %d" & sleep %[1]d' &) ; echo started; `
 	forUsers(t, func(t *testing.T, w who, root string) {
-		for i, how := range []string{"normally", "runner killed", "init killed"} {
+		for i, how := range []string{"normally", "runner killed", "init killed", "group killed"} {
 			t.Run(how, func(t *testing.T) {
-				mark := 870000 + os.Getpid()%10000*10 + i*3 + w.uid%2
+				mark := 870000 + os.Getpid()%10000*10 + i*2 + min(w.uid, 1)
 				end := "sleep 60"
 				if how == "normally" {
 					end = "sleep 0.2; true"
 				}
 				cmd := runner(t, w, Spec{Dir: root, Command: []string{"/bin/sh", "-c", fmt.Sprintf(daemon, mark) + end}})
+				cmd.SysProcAttr.Setpgid = true
 				out, err := cmd.StdoutPipe()
 				if err != nil {
 					t.Fatal(err)
@@ -469,6 +499,8 @@ func TestRunEnds(t *testing.T) {
 				switch how {
 				case "runner killed":
 					_ = cmd.Process.Kill()
+				case "group killed":
+					_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
 				case "init killed":
 					for _, pid := range childrenOf(cmd.Process.Pid) {
 						_ = unix.Kill(pid, unix.SIGKILL)
@@ -481,6 +513,29 @@ func TestRunEnds(t *testing.T) {
 					t.Errorf("something is still mounted (%v)", err)
 				}
 			})
+		}
+	})
+}
+
+// Children that the runner's process had before it became the runner, as after
+// "exec squire run" in a script, are not the container's.
+func TestRunSparesOthers(t *testing.T) {
+	forUsers(t, func(t *testing.T, w who, root string) {
+		cmd := runner(t, w, Spec{Dir: root, Command: []string{"/bin/true"}})
+		self, err := os.Open("/proc/self/exe")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer self.Close()
+		bash, err := exec.LookPath("bash")
+		if err != nil {
+			t.Skip("needs bash, for exec -a")
+		}
+		cmd.Path, cmd.ExtraFiles = bash, []*os.File{self}
+		cmd.Args = []string{"bash", "-c", `(sleep 0.5; echo alive) & exec -a ` + runnerName + ` /proc/self/fd/3`}
+		out, err := cmd.Output()
+		if err != nil || string(out) != "alive\n" {
+			t.Errorf("%v: output %q", err, out)
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"path/filepath"
@@ -9,7 +10,7 @@ import (
 )
 
 // Spec is what the user asked for. The zero value of each field means its
-// default. It holds no descriptors and can be written as JSON.
+// default. Strings are bytes as the kernel takes them, not always UTF-8.
 type Spec struct {
 	// Image names the root file system in messages and in the plan.
 	Image string
@@ -49,11 +50,12 @@ type Mount struct {
 // mountFlags are the words that may stand in the FLAGS part of a mount, by
 // what they set. They are those of mount(8) that make sense for a bind mount;
 // pyxis passes unknown words to the kernel, which ignores them, so that a typo
-// of "ro" gives a writable mount. Here a typo is an error.
+// of "ro" gives a writable mount. Here a typo is an error. "rw" and "rbind" say
+// what is so anyway; "nofail" is for sources that may not exist.
 var mountFlags = []string{
-	"ro", "rw", "bind", "rbind", "nosuid", "nodev", "noexec", "suid", "dev", "exec",
+	"ro", "rw", "bind", "rbind", "nosuid", "nodev", "noexec",
 	"private", "rprivate", "slave", "rslave", "shared", "rshared", "unbindable", "runbindable",
-	"nofail", "x-create=auto", "x-create=dir", "x-create=file",
+	"nofail",
 }
 
 // ParseMounts reads the argument of --mounts: SRC[:DST[:FLAGS]], several
@@ -81,10 +83,10 @@ func parseMount(arg, dir string) (Mount, error) {
 		m.Flags = strings.Split(part[2], "+")
 	}
 	if !isPath(m.Source) || strings.ContainsRune(arg, 0) {
-		return m, fmt.Errorf(`the source must be a path that starts with "/" or "."; the form is SRC[:DST[:FLAGS]]`)
+		return m, errors.New(`the source must be a path that starts with "/" or "."; the form is SRC[:DST[:FLAGS]]`)
 	}
 	if !isPath(m.Target) {
-		return m, fmt.Errorf(`the destination must be a path that starts with "/" or "."`)
+		return m, errors.New(`the destination must be a path that starts with "/" or "."`)
 	}
 	for _, f := range m.Flags {
 		if !slices.Contains(mountFlags, f) {
@@ -97,7 +99,9 @@ func parseMount(arg, dir string) (Mount, error) {
 	if !path.IsAbs(m.Target) { // relative to the root, as in pyxis
 		m.Target = "/" + m.Target
 	}
-	m.Target = path.Clean(m.Target)
+	if m.Target = path.Clean(m.Target); m.Target == "/" {
+		return m, errors.New("the destination is the root itself; to use a directory as root, name it in place of the image")
+	}
 	return m, nil
 }
 

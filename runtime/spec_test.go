@@ -27,6 +27,8 @@ func TestParseMounts(t *testing.T) {
 		{arg: "/a,,/b", err: "source must be"},
 		{arg: "/a:/b:r0", err: `unknown flag "r0"`},
 		{arg: "/a:/b:ro:x", err: `unknown flag "ro:x"`},
+		{arg: "/a:/", err: "the root itself"},
+		{arg: "/a:/b/..", err: "the root itself"},
 		{arg: "/a\x00:/b", err: "source must be"},
 	}
 	for _, tt := range tests {

@@ -63,6 +63,9 @@ func makeAt(root int, name string, dir bool, links *int) (int, error) {
 		return -1, err
 	}
 	defer unix.Close(pfd)
+	if err = mayCreate(root, pfd, parent); err != nil {
+		return -1, err
+	}
 	err = create(pfd, base, dir)
 	if errors.Is(err, unix.EEXIST) { // a link to something that is missing
 		if *links--; *links < 0 {
@@ -88,6 +91,32 @@ func followDangling(root, pfd int, parent, base string, dir bool, links *int) (i
 		to = strings.TrimRight(parent, "/") + "/" + to
 	}
 	return makeAt(root, to, dir, links)
+}
+
+// errForeign is a target that a link of the image leads out of it.
+var errForeign = errors.New("a link in the image leads to a directory of the host, where nothing is made")
+
+// mayCreate allows to make something in parent, open as pfd, if that is in the
+// root file system, or in a mount on it that parent names without the help of
+// a link. Otherwise links in an image could have files made on the host.
+func mayCreate(root, pfd int, parent string) error {
+	var r, p unix.Statx_t
+	for fd, st := range map[int]*unix.Statx_t{root: &r, pfd: &p} {
+		if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, st); err != nil {
+			return err
+		}
+	}
+	if r.Mnt_id == p.Mnt_id {
+		return nil
+	}
+	fd, err := unix.Openat2(root, parent, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS,
+	})
+	if err != nil {
+		return errForeign
+	}
+	return unix.Close(fd)
 }
 
 func create(dirfd int, base string, dir bool) error {
