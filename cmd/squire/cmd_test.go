@@ -131,6 +131,7 @@ func TestErrors(t *testing.T) {
 		{"run", "usage: squire run"},
 		{"run --writable --readonly x", "writable"},
 		{"run --mounts x x", "--mounts"},
+		{"run --writable= x", "name is empty"},
 		{"run --set-env X x", "want NAME=VALUE"},
 		{"mount -o rw x y", "cannot be written to"},
 		{"mount -o nonsense x y", `unknown option "nonsense"`},
@@ -213,10 +214,10 @@ func TestUnescapeMount(t *testing.T) {
 
 // What ends up in error messages may come from an image.
 func TestOneLine(t *testing.T) {
-	if got := oneLine(os.ErrNotExist); got != "file does not exist" {
+	if got := runtime.OneLine(os.ErrNotExist); got != "file does not exist" {
 		t.Error(got)
 	}
-	if got := oneLine(&os.PathError{Op: "open", Path: "a\n\x1b[2J", Err: os.ErrInvalid}); strings.ContainsAny(got, "\n\x1b") {
+	if got := runtime.OneLine(&os.PathError{Op: "open", Path: "a\n\x1b[2J\u009b", Err: os.ErrInvalid}); strings.ContainsAny(got, "\n\x1b\u009b") {
 		t.Errorf("%q", got)
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -24,6 +25,9 @@ func openImage(name string) (*os.File, error) {
 		err = fmt.Errorf("%s: is a directory, not a squashfs image", name)
 	case fi.Mode()&os.ModeCharDevice != 0 || !fi.Mode().IsRegular() && fi.Mode()&os.ModeDevice == 0:
 		err = fmt.Errorf("%s: not a file", name)
+	}
+	if err == nil {
+		err = unix.SetNonblock(int(f.Fd()), false)
 	}
 	if err != nil {
 		f.Close()
@@ -68,4 +72,16 @@ func newImage(r io.ReaderAt, f *os.File, offset int64) (*sqfs.Image, error) {
 		return nil, fmt.Errorf("offset %d lies outside of the file's %d bytes", offset, size)
 	}
 	return sqfs.New(r, size-offset, &sqfs.Options{Offset: offset})
+}
+
+// unwrapPath takes the system call out of a path error.
+func unwrapPath(name string, err error) error {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		err = pe.Err
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		err = unix.ENOENT // reads better than "file does not exist"
+	}
+	return fmt.Errorf("%s: %w", name, err)
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -38,7 +37,7 @@ func execute(args []string) int {
 	case errors.As(err, &status):
 		return int(status)
 	}
-	fmt.Fprintln(os.Stderr, "squire:", oneLine(err))
+	fmt.Fprintln(os.Stderr, "squire:", runtime.OneLine(err))
 	return runtime.ExitFailed
 }
 
@@ -46,17 +45,6 @@ func execute(args []string) int {
 type exitError int
 
 func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
-
-// oneLine keeps an error message, which may quote a file name from an image,
-// on one line and free of what a terminal would obey.
-func oneLine(err error) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return '?'
-		}
-		return r
-	}, err.Error())
-}
 
 func rootCommand() *cobra.Command {
 	cmd := &cobra.Command{

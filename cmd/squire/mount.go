@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/fusefs"
+	"github.com/squirefs/squire/runtime"
 )
 
 // mountType is how /proc/self/mountinfo names our mounts.
@@ -155,12 +157,15 @@ func (o *mountOptions) run(image, dir string) error {
 		srv.close()
 		return err
 	}
+	// From here to the end a signal must not leave a mount without a server.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	if err := srv.mount(dir, mo); err != nil {
 		srv.close()
 		return err
 	}
 	if o.foreground {
-		return srv.attend(dir)
+		return srv.attend(dir, signals)
 	}
 	return nil
 }
@@ -193,18 +198,20 @@ func (s *server) mount(dir string, mo fusefs.MountOptions) error {
 }
 
 // attend waits until the mount is gone, and unmounts when asked to end.
-func (s *server) attend(dir string) error {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+func (s *server) attend(dir string, signals <-chan os.Signal) error {
 	go func() {
 		for range signals {
 			if err := fusefs.Unmount(dir, false); err != nil {
-				fmt.Fprintln(os.Stderr, "squire:", oneLine(err))
+				fmt.Fprintln(os.Stderr, "squire:", runtime.OneLine(err))
 			}
 		}
 	}()
 	_, err := s.state()
-	s.close()
+	ws := s.close()
+	if errors.Is(err, io.EOF) {
+		_ = fusefs.Unmount(dir, true)
+		err = fmt.Errorf("%s: %w", dir, endedEarly(ws))
+	}
 	return err
 }
 
@@ -218,16 +225,37 @@ func umount(dir string, lazy bool) error {
 		return err
 	}
 	if !ours {
-		// The parent may have been reached through a link.
-		if parent, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
-			abs = filepath.Join(parent, filepath.Base(abs))
-			ours, _ = isMounted(abs)
+		if abs, err = withoutLinks(abs); err == nil {
+			ours, err = isMounted(abs)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
 		}
 	}
 	if !ours {
 		return fmt.Errorf("%s: no image is mounted there", dir)
 	}
 	return fusefs.Unmount(abs, lazy)
+}
+
+// withoutLinks resolves links in a path like filepath.EvalSymlinks, but does
+// not stat what it leads to, whose server may be gone.
+func withoutLinks(name string) (string, error) {
+	for range 40 { // as Linux does (MAXSYMLINKS)
+		parent, err := filepath.EvalSymlinks(filepath.Dir(name))
+		if err != nil {
+			return name, err
+		}
+		name = filepath.Join(parent, filepath.Base(name))
+		to, err := os.Readlink(name)
+		if err != nil {
+			return name, nil // no link
+		}
+		if name = to; !filepath.IsAbs(to) {
+			name = filepath.Join(parent, to)
+		}
+	}
+	return name, fmt.Errorf("%s: %w", name, unix.ELOOP)
 }
 
 // isMounted reports whether one of our mounts is on dir. It reads mountinfo
@@ -243,7 +271,7 @@ func isMounted(dir string) (bool, error) {
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
 		before, after, _ := strings.Cut(lines.Text(), " - ")
-		fields := strings.Fields(before)
+		fields := strings.Split(before, " ") // a name may hold other blanks
 		if len(fields) > 4 && unescapeMount(fields[4]) == dir {
 			found = strings.HasPrefix(after, mountType+" ") // the last one is on top
 		}

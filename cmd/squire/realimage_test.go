@@ -28,8 +28,14 @@ func TestRealImage(t *testing.T) {
 		t.Run("python/"+who.name, func(t *testing.T) { testPython(t, l, who) })
 		t.Run("python-at-once/"+who.name, func(t *testing.T) { testPythonAtOnce(t, l, who) })
 		t.Run("killed/"+who.name, func(t *testing.T) { testKilled(t, l, who) })
+		t.Run("server-killed/"+who.name, func(t *testing.T) { testServerKilled(t, l, who) })
+		t.Run("all-told/"+who.name, func(t *testing.T) { testAllTold(t, l, who) })
 		t.Run("status/"+who.name, func(t *testing.T) { testStatus(t, l, who) })
 		t.Run("bad-input/"+who.name, func(t *testing.T) { testBadInput(t, l, who) })
+	}
+	for _, who := range mounters {
+		t.Run("mount-life/"+who.name, func(t *testing.T) { testMountLife(t, l, who) })
+		t.Run("foreground/"+who.name, func(t *testing.T) { testForeground(t, l, who) })
 	}
 	t.Run("bad-host", func(t *testing.T) { testBadHost(t, l) })
 }
@@ -44,6 +50,12 @@ type user struct {
 var users = []user{
 	{name: "root"},
 	{name: "ordinary", cred: &syscall.Credential{Uid: 12345, Gid: 12345}},
+}
+
+// mounters are root, and a user with an account, which fusermount3 insists on.
+var mounters = []user{
+	{name: "root"},
+	{name: "nobody", cred: &syscall.Credential{Uid: 65534, Gid: 65534}},
 }
 
 // lab is a directory that every user can read, with the binary and the images in it.

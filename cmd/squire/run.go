@@ -7,11 +7,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
-	"time"
+	"slices"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/fusefs"
 	"github.com/squirefs/squire/runtime"
@@ -55,6 +53,9 @@ Everything that the command started ends with it.`,
 		Args:              needArgs(1, -1),
 		ValidArgsFunction: completeImage,
 		RunE: func(c *cobra.Command, args []string) error {
+			if o.writable == "" && c.Flags().Changed("writable") {
+				return errors.New("--writable: the directory's name is empty")
+			}
 			return o.run(c, args[0], args[1:])
 		},
 	}
@@ -124,10 +125,7 @@ func (o *runOptions) spec(image string, command []string) (*runtime.Spec, error)
 			return nil, err
 		}
 	}
-	cwd, err := os.Getwd()
-	if err != nil {
-		cwd = "/"
-	}
+	cwd, cwdErr := os.Getwd() // may be gone or forbidden, and not be needed
 	if o.mountHome {
 		home := os.Getenv("HOME")
 		if !filepath.IsAbs(home) {
@@ -136,42 +134,36 @@ func (o *runOptions) spec(image string, command []string) (*runtime.Spec, error)
 		s.Mounts = append(s.Mounts, runtime.Mount{Source: home, Target: home})
 	}
 	for _, arg := range o.mounts {
-		var ms []runtime.Mount
-		if ms, err = runtime.ParseMounts(arg, cwd); err != nil {
+		ms, err := runtime.ParseMounts(arg, cwd)
+		if err != nil {
 			return nil, fmt.Errorf("--mounts: %w", err)
+		}
+		if cwdErr != nil && slices.ContainsFunc(ms, func(m runtime.Mount) bool { return !filepath.IsAbs(m.Source) }) {
+			return nil, fmt.Errorf("--mounts: working directory of a relative source: %w", cwdErr)
 		}
 		s.Mounts = append(s.Mounts, ms...)
 	}
 	if o.writable != "" {
 		s.Writable = true
 		if o.writable != writableTmpfs {
-			s.Upper, err = filepath.Abs(o.writable)
+			var err error
+			if s.Upper, err = filepath.Abs(o.writable); err != nil {
+				return nil, fmt.Errorf("--writable: %w", err)
+			}
 		}
 	}
-	return s, err
+	return s, nil
 }
 
 // checkSources finds what is missing before anything is started, for the sake
 // of the message.
 func checkSources(s *runtime.Spec) error {
 	for _, m := range s.Mounts {
-		if _, err := os.Stat(m.Source); err != nil && !strings.Contains(strings.Join(m.Flags, " "), "nofail") {
+		if _, err := os.Stat(m.Source); err != nil && !slices.Contains(m.Flags, "nofail") {
 			return fmt.Errorf("--mounts: source %w", unwrapPath(m.Source, err))
 		}
 	}
 	return nil
-}
-
-// unwrapPath takes the system call out of a path error.
-func unwrapPath(name string, err error) error {
-	var pe *os.PathError
-	if errors.As(err, &pe) {
-		err = pe.Err
-	}
-	if errors.Is(err, os.ErrNotExist) {
-		err = unix.ENOENT // reads better than "file does not exist"
-	}
-	return fmt.Errorf("%s: %w", name, err)
 }
 
 func printPlan(w io.Writer, ops []runtime.Op, asJSON bool) error {
@@ -204,9 +196,12 @@ func start(spec *runtime.Spec, host *runtime.Host, ops []runtime.Op, stats bool)
 	}
 	r := &runtime.Runner{Files: []*os.File{srv.conn}, Spare: []int{srv.pid}}
 	status, err := runContainer(r, spec, host, ops, func() error {
-		return srv.open(file, serverConfig{Image: spec.Image, Owner: owner(spec, host), Restrict: true})
+		return srv.open(file, serverConfig{Image: spec.Image, Owner: owner(spec, host), Restrict: true, Steadfast: true})
 	})
-	if last := srv.finish(); stats && err == nil {
+	last, early := srv.finish()
+	if err == nil && early != nil {
+		fmt.Fprintf(os.Stderr, "squire: %s\n", runtime.OneLine(fmt.Errorf("%s: %w; what was not read before could not be read", spec.Image, early)))
+	} else if stats && err == nil {
 		fmt.Fprintf(os.Stderr, "squire: read %s of the image's %s (%.1f %%), %d requests\n",
 			sizeString(last.Read), sizeString(srv.Size), 100*float64(last.Read)/float64(max(srv.Size, 1)), last.Requests)
 	}
@@ -221,7 +216,7 @@ func runContainer(r *runtime.Runner, spec *runtime.Spec, host *runtime.Host, ops
 	}
 	err := prepare()
 	if err == nil {
-		err = r.Go(ops)
+		err = r.Send(ops)
 	}
 	if err != nil {
 		r.Abandon()
@@ -234,32 +229,12 @@ func runContainer(r *runtime.Runner, spec *runtime.Spec, host *runtime.Host, ops
 // image's own ids mean nothing.
 func owner(s *runtime.Spec, h *runtime.Host) *fusefs.Owner {
 	switch {
-	case h.Root && runtime.AllIDsMapped():
+	case h.Root && h.IDsMapped:
 		return nil
 	case h.Root || s.RemapRoot:
 		return &fusefs.Owner{}
 	}
 	return &fusefs.Owner{UID: uint32(h.UID), GID: uint32(h.GID)}
-}
-
-// finishTimeout bounds the wait for a server whose mount should be gone.
-const finishTimeout = 2 * time.Second
-
-// finish waits for the server's last message and its end.
-func (s *server) finish() (last serverState) {
-	timer := time.AfterFunc(finishTimeout, func() { _ = unix.Shutdown(int(s.conn.Fd()), unix.SHUT_RD) })
-	defer timer.Stop()
-	for {
-		st, err := s.state()
-		if err != nil {
-			break
-		}
-		last = st
-	}
-	if timer.Stop() {
-		s.close()
-	}
-	return last
 }
 
 // mountImage is the init stage's runtime.MountFunc: it mounts a FUSE file

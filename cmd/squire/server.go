@@ -1,12 +1,12 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"sync/atomic"
 	"syscall"
 
@@ -43,6 +43,9 @@ type serverConfig struct {
 	Cache    int64         // bytes of decoded blocks to keep, 0 = default
 	Owner    *fusefs.Owner // owner to show for every file, nil = the image's
 	Restrict bool          // see fusefs.Options
+	// Steadfast: a SIGTERM is not for the server, as it is one of the processes
+	// of a job that are told to end, and the others still read to do so.
+	Steadfast bool
 }
 
 type serverHello struct {
@@ -51,7 +54,8 @@ type serverHello struct {
 }
 
 type serverState struct {
-	Serving bool
+	Serving bool   // the mount answers, or did
+	Ended   bool   // the mount is gone
 	Error   string `json:",omitempty"`
 	// Read is the number of bytes read from the image so far.
 	Read     int64
@@ -65,6 +69,7 @@ const nobody = 65534
 
 // serve is the server stage. It returns the exit status.
 func serve() int {
+	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM)
 	unix.CloseOnExec(serverSocket)
 	conn := os.NewFile(serverSocket, "client")
 	if err := serveImage(conn); err != nil {
@@ -81,6 +86,9 @@ func serveImage(conn *os.File) error {
 	}
 	if file == nil {
 		return errors.New("no image came with the first message")
+	}
+	if cfg.Steadfast {
+		signal.Ignore(unix.SIGTERM)
 	}
 	reader := &countingReader{r: file}
 	fs, size, err := openServed(reader, file, &cfg)
@@ -101,7 +109,7 @@ func serveImage(conn *os.File) error {
 	err = fs.Serve(device, func() {
 		_ = sendMessage(conn, serverState{Serving: true, Read: reader.n.Load()}, nil)
 	})
-	end := serverState{Read: reader.n.Load(), Requests: requests(fs.Stats())}
+	end := serverState{Serving: true, Ended: true, Read: reader.n.Load(), Requests: requests(fs.Stats())}
 	if err != nil {
 		end.Error = err.Error()
 	}
@@ -144,7 +152,9 @@ func confine() error {
 		return err
 	}
 	if os.Geteuid() == 0 && runtime.AllIDsMapped() {
-		if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(nobody), syscall.Setuid(nobody)); err != nil {
+		err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(nobody), syscall.Setuid(nobody))
+		// Root without the right to change has none to give up either.
+		if err != nil && !errors.Is(err, unix.EPERM) {
 			return fmt.Errorf("become nobody: %w", err)
 		}
 	}
@@ -161,143 +171,4 @@ func (c *countingReader) ReadAt(p []byte, off int64) (int, error) {
 	n, err := c.r.ReadAt(p, off)
 	c.n.Add(int64(n))
 	return n, err
-}
-
-// server is the client's side of a server process.
-type server struct {
-	Size int64 // bytes of the image
-
-	pid  int
-	conn *os.File
-}
-
-// startServer starts a server process, which waits for open. With background,
-// it is cut off from the terminal.
-func startServer(background bool) (*server, error) {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("make a socket pair: %w", err)
-	}
-	theirs := os.NewFile(uintptr(pair[1]), "client")
-	defer theirs.Close()
-	s := &server{conn: os.NewFile(uintptr(pair[0]), "server")}
-	if s.pid, err = forkServer(theirs, background); err != nil {
-		s.conn.Close()
-		return nil, fmt.Errorf("start the image server: %w", err)
-	}
-	return s, nil
-}
-
-func forkServer(socket *os.File, background bool) (int, error) {
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer null.Close()
-	// Descriptors that we inherited must not live on in a server: whoever
-	// waits for their other end to close would wait for the mount.
-	files := runtime.OnlyFiles(null.Fd(), null.Fd(), 2, socket.Fd())
-	if background {
-		files[2] = null.Fd()
-	}
-	return syscall.ForkExec("/proc/self/exe", []string{serverName}, &syscall.ProcAttr{
-		Env:   []string{},
-		Files: files,
-		// A session of its own: ^C on the terminal is not for the server.
-		Sys: &syscall.SysProcAttr{Setsid: true},
-	})
-}
-
-// open hands the opened image to the server and waits until it has understood
-// it.
-func (s *server) open(image *os.File, cfg serverConfig) error {
-	if err := sendMessage(s.conn, cfg, image); err != nil {
-		return fmt.Errorf("talk to the image server: %w", err)
-	}
-	var hello serverHello
-	if _, err := recvMessage(s.conn, &hello); err != nil {
-		return fmt.Errorf("talk to the image server: %w", err)
-	}
-	if hello.Error != "" {
-		return fmt.Errorf("%s: %s", cfg.Image, hello.Error)
-	}
-	s.Size = hello.Size
-	return nil
-}
-
-// state waits for the next message: first that the mount answers, then that
-// it is gone.
-func (s *server) state() (st serverState, err error) {
-	if _, err = recvMessage(s.conn, &st); err == nil && st.Error != "" {
-		err = errors.New(st.Error)
-	}
-	return st, err
-}
-
-// close lets go of the server and reaps it if it has ended, which it does when
-// there is no mount.
-func (s *server) close() {
-	s.conn.Close()
-	var ws unix.WaitStatus
-	_, _ = unix.Wait4(s.pid, &ws, 0, nil)
-}
-
-func sendMessage(conn *os.File, v any, file *os.File) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	var rights []byte
-	if file != nil {
-		rights = unix.UnixRights(int(file.Fd()))
-	}
-	for {
-		err := unix.Sendmsg(int(conn.Fd()), b, rights, nil, unix.MSG_NOSIGNAL)
-		if !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
-}
-
-// recvMessage reads one message into v and returns the file that came with
-// it, if any. The end of the connection is io.EOF.
-func recvMessage(conn *os.File, v any) (*os.File, error) {
-	b, oob := make([]byte, maxServerMessage), make([]byte, unix.CmsgSpace(4))
-	var n, oobn, flags int
-	var err error
-	for {
-		n, oobn, flags, _, err = unix.Recvmsg(int(conn.Fd()), b, oob, unix.MSG_CMSG_CLOEXEC)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	file := receivedFile(oob[:oobn])
-	switch {
-	case n == 0:
-		err = io.EOF
-	case flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0:
-		err = errors.New("message too long")
-	default:
-		err = json.Unmarshal(b[:n], v)
-	}
-	if err != nil && file != nil {
-		file.Close()
-		file = nil
-	}
-	return file, err
-}
-
-func receivedFile(oob []byte) *os.File {
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil || len(msgs) == 0 {
-		return nil
-	}
-	fds, err := unix.ParseUnixRights(&msgs[0])
-	if err != nil || len(fds) == 0 {
-		return nil
-	}
-	return os.NewFile(uintptr(fds[0]), "received")
 }

@@ -1,0 +1,192 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/runtime"
+)
+
+// server is the client's side of a server process.
+type server struct {
+	Size int64 // bytes of the image
+
+	pid  int
+	conn *os.File
+}
+
+// startServer starts a server process, which waits for open. With background,
+// it is cut off from the terminal.
+func startServer(background bool) (*server, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make a socket pair: %w", err)
+	}
+	theirs := os.NewFile(uintptr(pair[1]), "client")
+	defer theirs.Close()
+	s := &server{conn: os.NewFile(uintptr(pair[0]), "server")}
+	if s.pid, err = forkServer(theirs, background); err != nil {
+		s.conn.Close()
+		return nil, fmt.Errorf("start the image server: %w", err)
+	}
+	return s, nil
+}
+
+func forkServer(socket *os.File, background bool) (int, error) {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer null.Close()
+	// Descriptors that we inherited must not live on in a server: whoever
+	// waits for their other end to close would wait for the mount.
+	files := runtime.OnlyFiles(null.Fd(), null.Fd(), 2, socket.Fd())
+	if background {
+		files[2] = null.Fd()
+	}
+	return syscall.ForkExec("/proc/self/exe", []string{serverName}, &syscall.ProcAttr{
+		Env:   []string{},
+		Files: files,
+		// A session of its own: ^C on the terminal is not for the server.
+		Sys: &syscall.SysProcAttr{Setsid: true},
+	})
+}
+
+// open hands the opened image to the server and waits until it has understood
+// it.
+func (s *server) open(image *os.File, cfg serverConfig) error {
+	if err := sendMessage(s.conn, cfg, image); err != nil {
+		return fmt.Errorf("talk to the image server: %w", err)
+	}
+	var hello serverHello
+	if _, err := recvMessage(s.conn, &hello); err != nil {
+		return fmt.Errorf("talk to the image server: %w", err)
+	}
+	if hello.Error != "" {
+		return fmt.Errorf("%s: %s", cfg.Image, hello.Error)
+	}
+	s.Size = hello.Size
+	return nil
+}
+
+// state waits for the next message: first that the mount answers, then that
+// it is gone.
+func (s *server) state() (st serverState, err error) {
+	if _, err = recvMessage(s.conn, &st); err == nil && st.Error != "" {
+		err = errors.New(st.Error)
+	}
+	return st, err
+}
+
+// finishTimeout bounds the wait for a server whose mount should be gone.
+const finishTimeout = 2 * time.Second
+
+// finish waits for the server's end, when its mount should be gone or never
+// was, and returns what it said last. The error is that it ended before its
+// mount did. A server that goes on, as somebody else keeps the mount, is left.
+func (s *server) finish() (last serverState, err error) {
+	// It may still wait for a device that will not come.
+	_ = unix.Shutdown(int(s.conn.Fd()), unix.SHUT_WR)
+	timer := time.AfterFunc(finishTimeout, func() { _ = unix.Shutdown(int(s.conn.Fd()), unix.SHUT_RD) })
+	defer timer.Stop()
+	for {
+		st, err := s.state()
+		if err != nil {
+			break
+		}
+		last = st
+	}
+	if !timer.Stop() {
+		return last, nil
+	}
+	ws := s.close()
+	if last.Serving && !last.Ended {
+		return last, endedEarly(ws)
+	}
+	return last, nil
+}
+
+func endedEarly(ws unix.WaitStatus) error {
+	how := fmt.Sprintf("exit status %d", ws.ExitStatus())
+	if ws.Signaled() {
+		how = ws.Signal().String()
+	}
+	return fmt.Errorf("the image server ended early (%s)", how)
+}
+
+// close lets go of a server without a mount, which then ends, and returns how.
+func (s *server) close() (ws unix.WaitStatus) {
+	s.conn.Close()
+	for {
+		if _, err := unix.Wait4(s.pid, &ws, 0, nil); !errors.Is(err, unix.EINTR) {
+			return ws
+		}
+	}
+}
+
+func sendMessage(conn *os.File, v any, file *os.File) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	var rights []byte
+	if file != nil {
+		rights = unix.UnixRights(int(file.Fd()))
+	}
+	for {
+		err := unix.Sendmsg(int(conn.Fd()), b, rights, nil, unix.MSG_NOSIGNAL)
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// recvMessage reads one message into v and returns the file that came with
+// it, if any. The end of the connection is io.EOF.
+func recvMessage(conn *os.File, v any) (*os.File, error) {
+	b, oob := make([]byte, maxServerMessage), make([]byte, unix.CmsgSpace(4))
+	var n, oobn, flags int
+	var err error
+	for {
+		n, oobn, flags, _, err = unix.Recvmsg(int(conn.Fd()), b, oob, unix.MSG_CMSG_CLOEXEC)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	file := receivedFile(oob[:oobn])
+	switch {
+	case n == 0:
+		err = io.EOF
+	case flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0:
+		err = errors.New("message too long")
+	default:
+		err = json.Unmarshal(b[:n], v)
+	}
+	if err != nil && file != nil {
+		file.Close()
+		file = nil
+	}
+	return file, err
+}
+
+func receivedFile(oob []byte) *os.File {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil || len(msgs) == 0 {
+		return nil
+	}
+	fds, err := unix.ParseUnixRights(&msgs[0])
+	if err != nil || len(fds) == 0 {
+		return nil
+	}
+	return os.NewFile(uintptr(fds[0]), "received")
+}

@@ -1,0 +1,165 @@
+package main_test
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// start starts a command and returns when a file that it makes in dir, called ready, is there.
+func (l *lab) start(t *testing.T, who user, dir string, argv ...string) (cmd *exec.Cmd, stderr *bytes.Buffer) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	cmd = l.command(ctx, who, argv...)
+	stderr = new(bytes.Buffer)
+	cmd.Stderr = stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ready := func() bool { _, err := os.Stat(filepath.Join(dir, "ready")); return err == nil }
+	if !eventually(20*time.Second, ready) {
+		t.Fatalf("%q did not get ready; stderr: %s", argv, stderr)
+	}
+	t.Cleanup(func() { os.Remove(filepath.Join(dir, "ready")) })
+	return cmd, stderr
+}
+
+// server returns the pid of the lab's only image server.
+func (l *lab) server(t *testing.T) int {
+	t.Helper()
+	var found []int
+	for _, pid := range l.processes() {
+		if strings.Contains(describe([]int{pid}), " squire-serve ") {
+			found = append(found, pid)
+		}
+	}
+	if len(found) != 1 {
+		t.Fatalf("servers are %s, want one", describe(found))
+	}
+	return found[0]
+}
+
+// testServerKilled wants the user to be told when the server was killed, as the kernel does when memory is short, and
+// the container to end.
+func testServerKilled(t *testing.T, l *lab, who user) {
+	dir := l.mkdir(t, who)
+	cmd, stderr := l.start(t, who, dir, l.squire, "run", "--stats", l.images["zstd"], "--",
+		"sh", "-c", "touch "+dir+"/ready; while [ -e "+dir+"/ready ]; do sleep 0.05; done; python3 -c 'import numpy'")
+	if err := syscall.Kill(l.server(t), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	os.Remove(filepath.Join(dir, "ready"))
+	err := cmd.Wait()
+	if err == nil || !strings.Contains(stderr.String(), "the image server ended early (killed)") || strings.Contains(stderr.String(), "read ") && strings.Contains(stderr.String(), "requests") {
+		t.Errorf("%v; stderr: %s", err, stderr)
+	}
+	l.wantNothingLeft(t)
+}
+
+// testAllTold sends SIGTERM to every process of a run, as a service manager ends a job: the command must still be able
+// to read the image in order to clean up.
+func testAllTold(t *testing.T, l *lab, who user) {
+	dir := l.mkdir(t, who)
+	program := `
+import signal, sys, time
+def end(*_):
+    time.sleep(0.2)
+    import csv, numpy.fft
+    print("cleaned up", file=sys.stderr)
+    sys.exit(7)
+signal.signal(signal.SIGTERM, end)
+open("` + dir + `/ready", "w")
+while True: time.sleep(1)`
+	cmd, stderr := l.start(t, who, dir, l.squire, "run", l.images["zstd"], "--", "python3", "-c", program)
+	for _, pid := range l.processes() {
+		_ = syscall.Kill(pid, syscall.SIGTERM)
+	}
+	_ = cmd.Wait()
+	if cmd.ProcessState.ExitCode() != 7 || !strings.Contains(stderr.String(), "cleaned up") {
+		t.Errorf("status %d, stderr: %s", cmd.ProcessState.ExitCode(), stderr)
+	}
+	l.wantNothingLeft(t)
+}
+
+// testMountLife wants mounts to come and go as a user types it: the command returns while a reader waits for its
+// output to end, a link to the directory will do, and a mount whose server died can be cleared away.
+func testMountLife(t *testing.T, l *lab, who user) {
+	dir := l.mkdir(t, who)
+	link := dir + ".link"
+	if err := os.Symlink(filepath.Base(dir), link); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(link)
+	mount := func() {
+		t.Helper()
+		if r := l.run(t, who, "sh", "-c", l.squire+" mount "+l.images["zstd"]+" "+dir+" 2>&1 | cat"); r != (result{}) {
+			t.Fatalf("mount: %+v", r)
+		}
+		if r := l.run(t, who, "ls", dir+"/etc/os-release"); r.status != 0 {
+			t.Fatalf("ls: %+v", r)
+		}
+	}
+	mount()
+	if r := l.run(t, who, l.squire, "umount", link); r != (result{}) {
+		t.Errorf("umount by a link: %+v", r)
+	}
+	if r := l.run(t, who, l.squire, "umount", dir); r.status != 125 || !strings.Contains(r.stderr, "no image is mounted there") {
+		t.Errorf("umount twice: %+v", r)
+	}
+	mount()
+	if err := syscall.Kill(l.server(t), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if r := l.run(t, who, l.squire, "umount", dir); r != (result{}) {
+		t.Errorf("umount after the server died: %+v", r)
+	}
+	l.wantNothingLeft(t)
+}
+
+// testForeground wants a mount in the foreground to end with the signal that asks it to, and to say so when its server
+// died.
+func testForeground(t *testing.T, l *lab, who user) {
+	for _, tt := range []struct {
+		name   string
+		end    func(client, server int) error
+		status int
+		stderr string
+	}{
+		{name: "SIGTERM", end: func(client, _ int) error { return syscall.Kill(client, syscall.SIGTERM) }},
+		{
+			name: "server killed", end: func(_, server int) error { return syscall.Kill(server, syscall.SIGKILL) },
+			status: 125, stderr: "the image server ended early (killed)",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := l.mkdir(t, who)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			cmd := l.command(ctx, who, l.squire, "mount", "-f", l.images["zstd"], dir)
+			var stderr bytes.Buffer
+			cmd.Stderr = &stderr
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			mounted := func() bool { return l.run(t, who, "test", "-e", dir+"/etc/os-release").status == 0 }
+			if !eventually(20*time.Second, mounted) {
+				t.Fatalf("no mount; stderr: %s", &stderr)
+			}
+			if err := tt.end(cmd.Process.Pid, l.server(t)); err != nil {
+				t.Fatal(err)
+			}
+			_ = cmd.Wait()
+			if cmd.ProcessState.ExitCode() != tt.status || !strings.Contains(stderr.String(), tt.stderr) {
+				t.Errorf("status %d, stderr: %s", cmd.ProcessState.ExitCode(), &stderr)
+			}
+			l.wantNothingLeft(t)
+		})
+	}
+}
