@@ -201,7 +201,7 @@ func openUpper(dir string) (*upperDir, error) {
 		return nil, fmt.Errorf("writable layer: %w", err)
 	}
 	if _, err = root.Lstat(lockName); errors.Is(err, os.ErrNotExist) {
-		if names, err := os.ReadDir(dir); err == nil && len(names) > 0 {
+		if names, _ := os.ReadDir(dir); len(names) > 0 {
 			root.Close()
 			return nil, fmt.Errorf("writable layer %s: holds other files; name a new or an empty directory", dir)
 		}
