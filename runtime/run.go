@@ -200,11 +200,9 @@ func openUpper(dir string) (*upperDir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("writable layer: %w", err)
 	}
-	if _, err = root.Lstat(lockName); errors.Is(err, os.ErrNotExist) {
-		if names, _ := os.ReadDir(dir); len(names) > 0 {
-			root.Close()
-			return nil, fmt.Errorf("writable layer %s: holds other files; name a new or an empty directory", dir)
-		}
+	if err = ours(root, dir); err != nil {
+		root.Close()
+		return nil, fmt.Errorf("writable layer %s: %w", dir, err)
 	}
 	lock, err := root.OpenFile(lockName, os.O_CREATE|os.O_RDWR, 0o600)
 	if err == nil {
@@ -218,6 +216,18 @@ func openUpper(dir string) (*upperDir, error) {
 		return nil, fmt.Errorf("writable layer %s: %w", dir, err)
 	}
 	return &upperDir{root, lock}, nil
+}
+
+// ours returns an error unless the directory has our mark, or is empty.
+func ours(root *os.Root, dir string) error {
+	if _, err := root.Lstat(lockName); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	names, err := os.ReadDir(dir)
+	if err == nil && len(names) > 0 {
+		err = errors.New("holds other files; name a new or an empty directory")
+	}
+	return err
 }
 
 // lockName marks a directory as one of ours.
