@@ -39,6 +39,9 @@ func environment(s *Spec, image []string) []string {
 			e.set(kv)
 		}
 	}
+	// These are of the host's directories.
+	e.set("PWD=" + workdir(s))
+	e.unset("OLDPWD")
 	e.torchRank()
 	for _, kv := range s.SetEnv {
 		e.set(kv)
@@ -72,6 +75,20 @@ func (e *envList) set(kv string) {
 	}
 	e.at[name] = len(e.list)
 	e.list = append(e.list, kv)
+}
+
+func (e *envList) unset(name string) {
+	i, ok := e.at[name]
+	if !ok {
+		return
+	}
+	e.list = append(e.list[:i], e.list[i+1:]...)
+	delete(e.at, name)
+	for n, at := range e.at {
+		if at > i {
+			e.at[n] = at - 1
+		}
+	}
 }
 
 // torchRank sets what PyTorch's env:// rendezvous wants from Slurm's ids, in

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"syscall"
 	"unicode"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,12 +40,20 @@ type order struct {
 // at most 6 MiB (execve(2): 3/4 of the kernel's _STK_LIM).
 const maxOrder = 16 << 20
 
+// SetName makes this process show as name in ps and top; executed through
+// /proc/self/exe it would be "exe".
+func SetName(name string) {
+	b := append([]byte(name), 0)
+	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&b[0])), 0, 0, 0)
+}
+
 // Init is the init stage: it takes the order from the runner, carries it out,
 // and returns the exit status for this process. The arguments after argv[0]
 // are descriptor numbers: the runner's socket, then the files for mount.
 func Init(mount MountFunc) int {
 	// Pdeathsig is sent when the thread that forked ends, not the process.
 	goruntime.LockOSThread()
+	SetName(InitName)
 	files, err := initFiles(os.Args[1:])
 	if err != nil {
 		return fail(ExitFailed, err)
@@ -114,7 +123,7 @@ func (t *task) start(argv, env []string, group int) (int, error) {
 	})
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		err = fmt.Errorf("%s: its interpreter or dynamic loader is not in the image: %w", file, unix.EACCES)
+		err = fmt.Errorf("%s: its interpreter or dynamic loader is not in the image", file)
 	case errors.Is(err, unix.ENOEXEC):
 		err = fmt.Errorf("%s: not a program for this machine, or a script without #!: %w", file, err)
 	case err != nil:
@@ -172,8 +181,10 @@ func executable(file string) error {
 		return fmt.Errorf("%s: %w", file, errNotFound)
 	case err != nil:
 		return fmt.Errorf("%s: %w", file, err)
+	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
+		return fmt.Errorf("%s: is a directory", file)
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
-		return fmt.Errorf("%s: not a regular file: %w", file, unix.EACCES)
+		return fmt.Errorf("%s: not a regular file", file)
 	}
 	if err := unix.Access(file, unix.X_OK); err != nil {
 		return fmt.Errorf("%s: not executable: %w", file, err)

@@ -82,21 +82,19 @@ func Plan(s *Spec, h *Host) ([]Op, error) {
 	if !s.Writable {
 		ops = append(ops, Op{Do: OpSeal})
 	}
-	workdir := "/"
-	if s.Workdir != "" {
-		workdir = path.Join("/", s.Workdir)
-	}
 	command := s.Command
 	if len(command) == 0 {
 		command = []string{"/bin/sh"}
 	}
 	return append(ops,
 		Op{Do: OpPivot},
-		Op{Do: OpChdir, Target: workdir},
+		Op{Do: OpChdir, Target: workdir(s)},
 		dropOp(s, h),
 		Op{Do: OpExec, Args: command},
 	), nil
 }
+
+func workdir(s *Spec) string { return path.Join("/", s.Workdir) }
 
 func rootOp(s *Spec) Op {
 	if s.Dir != "" {

@@ -185,16 +185,16 @@ func exitStatus(ws unix.WaitStatus) int {
 
 // childFiles lays out the descriptors of a child: 0, 1, 2, every other one that
 // this process was given by its own parent at its own number (Slurm's PMI_FD,
-// say), and extra at numbers that are free. It returns the numbers of extra.
+// say), and extra at the lowest numbers that are free. It returns the table for
+// ProcAttr, beyond whose end descriptors are inherited as they are, and the
+// numbers of extra.
 func childFiles(extra ...*os.File) (files []uintptr, at []int) {
+	taken := inherited()
 	files = []uintptr{0, 1, 2}
-	for _, fd := range inherited() {
-		for len(files) <= fd {
-			files = append(files, ^uintptr(0)) // closed in the child
-		}
-		files[fd] = uintptr(fd)
-	}
 	for _, f := range extra {
+		for slices.Contains(taken, len(files)) {
+			files = append(files, uintptr(len(files)))
+		}
 		at = append(at, len(files))
 		files = append(files, f.Fd())
 	}
@@ -220,13 +220,15 @@ func inherited() (fds []int) {
 	return fds
 }
 
-// OnlyFiles lays out the descriptors of a child that must get no other than
-// files, which become 0, 1, 2, and so on.
-func OnlyFiles(files ...uintptr) []uintptr {
-	for _, fd := range inherited() {
-		for len(files) <= fd {
-			files = append(files, ^uintptr(0)) // closed in the child
-		}
+// Shielded runs fork while none of the descriptors that this process was given
+// by its parent are passed on, but 0, 1 and 2.
+func Shielded(fork func()) {
+	fds := inherited()
+	for _, fd := range fds {
+		unix.CloseOnExec(fd)
 	}
-	return files
+	fork()
+	for _, fd := range fds {
+		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0)
+	}
 }

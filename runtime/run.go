@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	goruntime "runtime"
 	"strconv"
 	"sync/atomic"
@@ -86,6 +87,8 @@ var setupCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT, unix.CAP_DAC_
 func namespaces(s *Spec, h *Host) *syscall.SysProcAttr {
 	attr := &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Setpgid: true}
 	if h.Root {
+		// The same name, but a change of it is not the host's.
+		attr.Cloneflags |= unix.CLONE_NEWUTS
 		return attr
 	}
 	uid, gid := h.UID, h.GID
@@ -216,6 +219,13 @@ func openUpper(dir string) (*upperDir, error) {
 		return nil, fmt.Errorf("writable layer %s: %w", dir, err)
 	}
 	return &upperDir{root, lock}, nil
+}
+
+// IsLayer reports whether dir is one that holds a writable layer.
+func IsLayer(dir string) bool {
+	_, err := os.Lstat(filepath.Join(dir, lockName))
+	_, err2 := os.Lstat(filepath.Join(dir, "upper"))
+	return err == nil && err2 == nil
 }
 
 // ours returns an error unless the directory has our mark, or is empty.

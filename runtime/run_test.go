@@ -211,7 +211,7 @@ func sh(t *testing.T, w who, s Spec, script string) string {
 	if r.status != 0 || r.err != "" {
 		t.Fatalf("%s\nexit status %d\nstdout: %s\nstderr: %s", script, r.status, r.out, r.err)
 	}
-	return strings.TrimSpace(r.out)
+	return strings.Trim(r.out, "\n")
 }
 
 func TestRunSees(t *testing.T) {
@@ -236,6 +236,7 @@ func TestRunSees(t *testing.T) {
 			{name: "tmp is the host's", script: "ls -d " + root, want: root},
 			{name: "environment", script: "echo $A $B $PATH", spec: Spec{Environ: []string{"A=1", "PATH=/nowhere"}, SetEnv: []string{"B=2"}}, want: "1 2 " + DefaultPath},
 			{name: "umask", script: "umask; ls -ld / /dev | cut -c1-10", spec: Spec{Writable: true}, want: "0077\ndrwxr-xr-x\ndrwxr-xr-x"},
+			{name: "PWD", script: "/bin/env | grep -E '^(OLD)?PWD='", spec: Spec{Workdir: "/bin", Environ: []string{"PWD=/home/u", "OLDPWD=/home"}}, want: "PWD=/bin"},
 			{name: "bytes", script: `echo "$B" "$0"`, spec: Spec{Environ: []string{"B=\xff\xfe"}}, want: "\xff\xfe /bin/sh"},
 			{name: "pts", script: "ls /dev/pts; readlink /dev/ptmx", want: "ptmx\npts/ptmx"},
 		}
@@ -245,7 +246,7 @@ func TestRunSees(t *testing.T) {
 				spec               Spec
 			}{
 				{name: "no capabilities", script: "grep -E 'Cap(Eff|Prm|Inh|Amb|Bnd)' /proc/self/status | grep -vc 0000000000000000; true", want: "0"},
-				{name: "groups kept", script: "grep Groups /proc/self/status | grep -c 65534", want: "1"},
+				{name: "groups kept", script: "grep Groups /proc/self/status", want: "Groups:\t" + groups(w)},
 				{name: "no host in sight", script: "ls /proc/1/root/ >/dev/null 2>&1 || echo no", want: "no"},
 				{name: "locked", script: "mount -o remount,rw / 2>/dev/null || echo no", want: "no"},
 			}...)
@@ -264,6 +265,23 @@ func TestRunSees(t *testing.T) {
 	})
 }
 
+// groups is the Groups line of w inside: those without a mapping show as
+// nogroup, and still count.
+func groups(w who) string {
+	if w.uid != os.Getuid() {
+		return "65534 " // what runner sets
+	}
+	ids, _ := os.Getgroups()
+	line := ""
+	for _, g := range ids {
+		if g != os.Getgid() {
+			g = 65534
+		}
+		line += strconv.Itoa(g) + " "
+	}
+	return line
+}
+
 func TestRunMounts(t *testing.T) {
 	forUsers(t, func(t *testing.T, w who, root string) {
 		data := publicDir(t, w)
@@ -271,7 +289,7 @@ func TestRunMounts(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := errors.Join(os.Symlink("/etc/passwd", root+"/abs"), os.Symlink("../../../up", root+"/bin/up"),
-			os.Symlink("/made/by/link", root+"/dangling"), os.Symlink("loop", root+"/loop"), os.Symlink("/host", root+"/tohost")); err != nil {
+			os.Symlink("/made/by/link", root+"/dangling"), os.Symlink("loop", root+"/loop"), os.Symlink("/host", root+"/tohost"), os.Symlink("/host/new", root+"/tohost-new")); err != nil {
 			t.Fatal(err)
 		}
 		tests := []struct{ name, mounts, script, want string }{
@@ -302,6 +320,11 @@ func TestRunMounts(t *testing.T) {
 			host := publicDir(t, w)
 			ms := []Mount{{Source: host, Target: "/host"}, {Source: data, Target: "/tohost/x/y"}}
 			r := run(t, w, Spec{Dir: root, Mounts: ms, Command: []string{"/bin/true"}})
+			if names, err := os.ReadDir(host); r.status != ExitFailed || !strings.Contains(r.err, "nothing is made") || err != nil || len(names) > 0 {
+				t.Errorf("exit status %d, stderr %q, on the host %v (%v)", r.status, r.err, names, err)
+			}
+			ms[1].Target = "/tohost-new" // dangles
+			r = run(t, w, Spec{Dir: root, Mounts: ms, Command: []string{"/bin/true"}})
 			if names, err := os.ReadDir(host); r.status != ExitFailed || !strings.Contains(r.err, "nothing is made") || err != nil || len(names) > 0 {
 				t.Errorf("exit status %d, stderr %q, on the host %v (%v)", r.status, r.err, names, err)
 			}
@@ -417,7 +440,7 @@ func TestRunStatus(t *testing.T) {
 			{name: "not executable", command: []string{"/bin/plain"}, want: 126, err: "not executable"},
 			{name: "empty", command: []string{""}, want: 127, err: "the command is empty"},
 			{name: "escape", command: []string{"no\x1b[31m\u009b\nsuch"}, want: 127, err: "no?[31m??such: command not found"},
-			{name: "directory", command: []string{"/bin"}, want: 126, err: "not a regular file"},
+			{name: "directory", command: []string{"/bin"}, want: 126, err: "is a directory"},
 			{name: "workdir", spec: Spec{Workdir: "/nowhere"}, command: []string{"true"}, want: 125, err: "working directory /nowhere"},
 		}
 		for _, tt := range tests {

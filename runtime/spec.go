@@ -83,6 +83,9 @@ func parseMount(arg, dir string) (Mount, error) {
 		m.Flags = strings.Split(part[2], "+")
 	}
 	if !isPath(m.Source) || strings.ContainsRune(arg, 0) {
+		if slices.Contains(mountFlags, arg) {
+			return m, errors.New("flags are joined by +, as in SRC:DST:ro+nosuid")
+		}
 		return m, errors.New(`the source must be a path that starts with "/" or "."; the form is SRC[:DST[:FLAGS]]`)
 	}
 	if !isPath(m.Target) {
@@ -100,7 +103,7 @@ func parseMount(arg, dir string) (Mount, error) {
 		m.Target = "/" + m.Target
 	}
 	if m.Target = path.Clean(m.Target); m.Target == "/" {
-		return m, errors.New("the destination is the root itself; to use a directory as root, name it in place of the image")
+		return m, errors.New("the destination is the root itself; name another: SRC:DST")
 	}
 	return m, nil
 }

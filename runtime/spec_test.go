@@ -49,14 +49,15 @@ func TestParseMounts(t *testing.T) {
 
 func TestEnvironment(t *testing.T) {
 	s := &Spec{
-		Environ: []string{"A=host", "B=host", "LANG=de_DE", "LC_ALL=de_DE", "PATH=/opt/host/bin", "HOME=/home/u", "SLURM_PROCID=3", "SLURM_LOCALID=1", "EMPTY="},
+		Workdir: "w",
+		Environ: []string{"OLDPWD=/", "A=host", "B=host", "LANG=de_DE", "LC_ALL=de_DE", "PATH=/opt/host/bin", "HOME=/home/u", "SLURM_PROCID=3", "SLURM_LOCALID=1", "EMPTY="},
 		KeepEnv: []string{"B", "LC_ALL"},
 		SetEnv:  []string{"C=set", "D=a=b"},
 	}
 	image := parseEnvironment([]byte("# comment\nA=image\nB=image\nC=image\nPYTORCH_VERSION=\"2.1\"\nENROOT_X=1\nnot an assignment\n1BAD=x\nQ='a b'\nexport E=f\n"))
 	want := []string{
 		"A=image", "B=host", "LC_ALL=de_DE", "PATH=" + DefaultPath, "HOME=/home/u", "SLURM_PROCID=3", "SLURM_LOCALID=1", "EMPTY=",
-		"C=set", "PYTORCH_VERSION=2.1", "Q=a b", "E=f", "RANK=3", "LOCAL_RANK=1", "D=a=b",
+		"C=set", "PYTORCH_VERSION=2.1", "Q=a b", "E=f", "PWD=/w", "RANK=3", "LOCAL_RANK=1", "D=a=b",
 	}
 	if got := environment(s, image); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
@@ -75,7 +76,7 @@ func TestEnvironmentPath(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := &Spec{Environ: []string{"PATH=/host"}, KeepEnv: tt.keep}
-			if got := environment(s, tt.image); !reflect.DeepEqual(got, []string{tt.want}) {
+			if got := environment(s, tt.image); !reflect.DeepEqual(got, []string{tt.want, "PWD=/"}) {
 				t.Errorf("got %q, want %q", got, tt.want)
 			}
 		})
@@ -84,7 +85,7 @@ func TestEnvironmentPath(t *testing.T) {
 
 func TestEnvironmentRemappedRoot(t *testing.T) {
 	s := &Spec{RemapRoot: true, Environ: []string{"HOME=/home/u", "USER=u"}, KeepEnv: []string{"USER"}}
-	want := []string{"HOME=/root", "USER=u", "LOGNAME=root", "PATH=" + DefaultPath}
+	want := []string{"HOME=/root", "USER=u", "LOGNAME=root", "PATH=" + DefaultPath, "PWD=/"}
 	if got := environment(s, nil); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}

@@ -38,12 +38,18 @@ func openIn(root int, name string) (int, error) {
 // it, and the directories above it, where they are missing. It checks that a
 // target that is there is a directory, or not, as wanted.
 func makeTarget(root int, name string, dir bool) (int, error) {
-	links := maxLinks
-	return makeAt(root, name, dir, &links)
+	m := maker{root: root, links: maxLinks}
+	return m.make(name, dir)
 }
 
-func makeAt(root int, name string, dir bool, links *int) (int, error) {
-	fd, err := openIn(root, name)
+// maker makes one target.
+type maker struct {
+	root  int
+	links int // how many more links may be followed
+}
+
+func (m *maker) make(name string, dir bool) (int, error) {
+	fd, err := openIn(m.root, name)
 	if err == nil {
 		return checkKind(fd, dir)
 	}
@@ -58,20 +64,17 @@ func makeAt(root int, name string, dir bool, links *int) (int, error) {
 	if parent == "" {
 		parent = "/"
 	}
-	pfd, err := makeAt(root, parent, true, links)
+	pfd, err := m.make(parent, true)
 	if err != nil {
 		return -1, err
 	}
 	defer unix.Close(pfd)
-	if err = mayCreate(root, pfd, parent); err != nil {
+	if err = m.mayCreate(pfd, parent); err != nil {
 		return -1, err
 	}
 	err = create(pfd, base, dir)
 	if errors.Is(err, unix.EEXIST) { // a link to something that is missing
-		if *links--; *links < 0 {
-			return -1, unix.ELOOP
-		}
-		return followDangling(root, pfd, parent, base, dir, links)
+		return m.followDangling(pfd, parent, base, dir)
 	}
 	if err != nil {
 		return -1, err
@@ -80,7 +83,10 @@ func makeAt(root int, name string, dir bool, links *int) (int, error) {
 }
 
 // followDangling makes what the link base in parent points to.
-func followDangling(root, pfd int, parent, base string, dir bool, links *int) (int, error) {
+func (m *maker) followDangling(pfd int, parent, base string, dir bool) (int, error) {
+	if m.links--; m.links < 0 {
+		return -1, unix.ELOOP
+	}
 	buf := make([]byte, unix.PathMax)
 	n, err := unix.Readlinkat(pfd, base, buf)
 	if err != nil {
@@ -90,26 +96,24 @@ func followDangling(root, pfd int, parent, base string, dir bool, links *int) (i
 	if !path.IsAbs(to) {
 		to = strings.TrimRight(parent, "/") + "/" + to
 	}
-	return makeAt(root, to, dir, links)
+	return m.make(to, dir)
 }
 
 // errForeign is a target that a link of the image leads out of it.
 var errForeign = errors.New("a link in the image leads to a directory of the host, where nothing is made")
 
 // mayCreate allows to make something in parent, open as pfd, if that is in the
-// root file system, or in a mount on it that parent names without the help of
-// a link. Otherwise links in an image could have files made on the host.
-func mayCreate(root, pfd int, parent string) error {
-	var r, p unix.Statx_t
-	for fd, st := range map[int]*unix.Statx_t{root: &r, pfd: &p} {
-		if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, st); err != nil {
-			return err
-		}
+// root file system, or in a mount on it that the target names without the help
+// of a link. Otherwise links in an image could have files made on the host.
+func (m *maker) mayCreate(pfd int, parent string) error {
+	inRoot, err := sameMount(m.root, pfd)
+	if err != nil || inRoot {
+		return err
 	}
-	if r.Mnt_id == p.Mnt_id {
-		return nil
+	if m.links < maxLinks {
+		return errForeign
 	}
-	fd, err := unix.Openat2(root, parent, &unix.OpenHow{
+	fd, err := unix.Openat2(m.root, parent, &unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS,
 	})
@@ -117,6 +121,15 @@ func mayCreate(root, pfd int, parent string) error {
 		return errForeign
 	}
 	return unix.Close(fd)
+}
+
+func sameMount(a, b int) (bool, error) {
+	var sa, sb unix.Statx_t
+	err := unix.Statx(a, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &sa)
+	if err == nil {
+		err = unix.Statx(b, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &sb)
+	}
+	return sa.Mnt_id == sb.Mnt_id, err
 }
 
 func create(dirfd int, base string, dir bool) error {
