@@ -129,7 +129,7 @@ func mountError(dir string, err error) error {
 		hint = "; in a user namespace the user and the group of the mount must be mapped ids"
 	case errors.Is(err, unix.ENODEV):
 		hint = `; this kernel has no FUSE: load the module ("modprobe fuse")`
-	case errors.Is(err, unix.EBUSY):
+	case errors.Is(err, unix.EBUSY) || strings.Contains(err.Error(), "busy"): // from fusermount3
 		hint = "; the directory is in use as a mount point of this file system already"
 	}
 	return fmt.Errorf("mount on %s: %w%s", dir, err, hint)
@@ -245,8 +245,8 @@ func Unmount(dir string, lazy bool) error {
 	}
 	hint := ""
 	switch {
-	case errors.Is(err, unix.EBUSY):
-		hint = "; a process has a file open or its working directory there, a lazy unmount does not wait for it"
+	case errors.Is(err, unix.EBUSY) || strings.Contains(err.Error(), "busy"): // from fusermount3
+		hint = "; a process has a file open or its working directory there; a lazy unmount (squire umount -l) does not wait for it"
 	case errors.Is(err, unix.EINVAL):
 		hint = "; it is not a mount point"
 	}

@@ -4,9 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"path"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -39,13 +36,9 @@ func catCommand() *cobra.Command {
 }
 
 func cat(w io.Writer, img *sqfs.Image, name string) error {
-	clean := strings.TrimPrefix(path.Clean("/"+name), "/")
-	if clean == "" {
-		clean = "."
-	}
-	fi, err := fs.Stat(img, clean)
+	fi, err := img.Stat(inImage(name))
 	if err != nil {
-		return unwrapPath(printable(name), err)
+		return notIn(name, err)
 	}
 	if !fi.Mode().IsRegular() {
 		return fmt.Errorf("%s: not a regular file", printable(name))

@@ -39,7 +39,7 @@ func startServer(background bool) (*server, error) {
 	return s, nil
 }
 
-func forkServer(socket *os.File, background bool) (int, error) {
+func forkServer(socket *os.File, background bool) (pid int, err error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return 0, err
@@ -47,16 +47,19 @@ func forkServer(socket *os.File, background bool) (int, error) {
 	defer null.Close()
 	// Descriptors that we inherited must not live on in a server: whoever
 	// waits for their other end to close would wait for the mount.
-	files := runtime.OnlyFiles(null.Fd(), null.Fd(), 2, socket.Fd())
-	if background {
-		files[2] = null.Fd()
-	}
-	return syscall.ForkExec("/proc/self/exe", []string{serverName}, &syscall.ProcAttr{
-		Env:   []string{},
-		Files: files,
-		// A session of its own: ^C on the terminal is not for the server.
-		Sys: &syscall.SysProcAttr{Setsid: true},
+	runtime.Shielded(func() {
+		files := []uintptr{null.Fd(), null.Fd(), 2, socket.Fd()}
+		if background {
+			files[2] = null.Fd()
+		}
+		pid, err = syscall.ForkExec("/proc/self/exe", []string{serverName}, &syscall.ProcAttr{
+			Env:   []string{},
+			Files: files,
+			// A session of its own: ^C on the terminal is not for the server.
+			Sys: &syscall.SysProcAttr{Setsid: true},
+		})
 	})
+	return pid, err
 }
 
 // open hands the opened image to the server and waits until it has understood

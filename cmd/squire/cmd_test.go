@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/squirefs/squire/runtime"
 )
@@ -94,6 +96,37 @@ func TestLsLong(t *testing.T) {
 	}
 }
 
+// A link is followed where ls(1) follows it; JSON has whole paths, and bytes.
+func TestLsPaths(t *testing.T) {
+	names := func(args ...string) (paths []string) {
+		t.Helper()
+		out, err := squire(t, append([]string{"ls", "--json"}, args...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var entries []entry
+		if err := json.Unmarshal([]byte(out), &entries); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			paths = append(paths, e.Path)
+			if e.Bytes != nil {
+				paths[len(paths)-1] = string(e.Bytes)
+			}
+		}
+		return paths
+	}
+	if got := names(testImage, "/links/dir"); len(got) == 0 || !strings.HasPrefix(got[0], "links/dir/") {
+		t.Errorf("through a link: %q", got)
+	}
+	if got := names("-l", testImage, "/links/dir"); len(got) != 1 || got[0] != "links/dir" {
+		t.Errorf("a link itself: %q", got)
+	}
+	if got := names("../../sqfs/testdata/names.sqfs"); !slices.ContainsFunc(got, func(s string) bool { return !utf8.ValidString(s) }) {
+		t.Errorf("no name that is not UTF-8: %q", got)
+	}
+}
+
 func TestCat(t *testing.T) {
 	// From basic.sums: path of a file and what it must hash to are checked in
 	// package sqfs; here, that cat prints it whole, through a link as well.
@@ -122,14 +155,19 @@ func TestErrors(t *testing.T) {
 		{"ls /no/such", "/no/such: no such file"},
 		{"ls /", "/: is a directory"},
 		{"ls /dev/null", "/dev/null: not a file"},
-		{"ls " + testImage + " /no/such", "/no/such: no such file"},
+		{"ls " + testImage + " /no/such", "/no/such: no such file in the image"},
+		{"ls --json " + testImage + " /no/such", "/no/such: no such file in the image"},
+		{"rnu", `did you mean "run"?`},
+		{testImage, `did you mean "squire run `},
+		{"run --json x", "--json goes with --plan"},
+		{"run x --mounts", "flags of squire go before the image"},
 		{"cat " + testImage + " /", "/: not a regular file"},
 		{"inspect --offset 99999999999 " + testImage, "offset 99999999999 lies outside"},
 		{"inspect", "usage: squire inspect"},
 		{"nonsense", "unknown command"},
 		{"ls --nonsense", "unknown flag"},
 		{"run", "usage: squire run"},
-		{"run --writable --readonly x", "writable"},
+		{"run --writable --readonly x", "exclude each other"},
 		{"run --mounts x x", "--mounts"},
 		{"run --writable= x", "name is empty"},
 		{"run --set-env X x", "want NAME=VALUE"},
@@ -142,7 +180,10 @@ func TestErrors(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.args, func(t *testing.T) {
-			_, err := squire(t, strings.Fields(tt.args)...)
+			out, err := squire(t, strings.Fields(tt.args)...)
+			if out != "" {
+				t.Errorf("printed %q", out)
+			}
 			if err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("error %v, want one line with %q", err, tt.want)
 			}

@@ -16,7 +16,7 @@ import (
 func openImage(name string) (*os.File, error) {
 	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
-		return nil, unwrapPath(name, err)
+		return nil, fmt.Errorf("image %w", unwrapPath(name, err))
 	}
 	fi, err := f.Stat()
 	switch {

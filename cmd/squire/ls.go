@@ -47,7 +47,8 @@ Bytes of names that do not print are shown as \ooo.`,
 
 // entry is one file of a listing, in the form of --json.
 type entry struct {
-	Path   string `json:"path"`
+	Path   string `json:"path"`            // from the root of the image, without the first slash
+	Bytes  []byte `json:"bytes,omitempty"` // the path again, in base64, if it is not UTF-8
 	Type   string `json:"type"`
 	Mode   string `json:"mode"` // octal, 07777
 	UID    uint32 `json:"uid"`
@@ -77,25 +78,34 @@ func (o lsOptions) run(w io.Writer, image, name string) error {
 	}
 	defer done()
 	l := &lister{lsOptions: o, img: img, w: bufio.NewWriter(w)}
-	if o.json {
-		fmt.Fprint(l.w, "[")
-	}
-	err = l.list(name)
-	if o.json {
-		fmt.Fprint(l.w, "\n]\n")
-	}
-	return errors.Join(err, l.w.Flush())
-}
-
-func (l *lister) list(name string) error {
-	ino, err := lookup(l.img, name)
+	ino, err := lookup(img, name, !o.long)
 	if err != nil {
 		return err
 	}
-	if ino.Type != sqfs.TypeDir {
-		return l.print(strings.TrimPrefix(path.Clean(name), "/"), &ino)
+	if o.json {
+		_, _ = l.w.WriteString("[") // a failed write is kept for Flush
 	}
-	return l.dir("", &ino, nil)
+	err = l.list(name, &ino)
+	if o.json {
+		_, _ = l.w.WriteString("\n]\n")
+	}
+	if ferr := l.w.Flush(); err == nil {
+		err = ferr
+	}
+	return err
+}
+
+// list prints a directory's entries, or a file. Paths in JSON are from the
+// root of the image; those for people are from the directory asked for.
+func (l *lister) list(name string, ino *sqfs.Inode) error {
+	base := inImage(name)
+	if ino.Type != sqfs.TypeDir {
+		return l.print(base, ino)
+	}
+	if l.json && base != "." {
+		return l.dir(base+"/", ino, nil)
+	}
+	return l.dir("", ino, nil)
 }
 
 // maxDepth bounds the depth of a listing, as a hostile image's directories may
@@ -179,6 +189,9 @@ func (l *lister) entry(name string, ino *sqfs.Inode) (entry, error) {
 		Size: ino.Size, MTime: time.Unix(int64(ino.ModTime), 0).UTC().Format(time.RFC3339),
 		Links: ino.Nlink, Inode: ino.Number, mode: ino.FileMode(),
 	}
+	if !utf8.ValidString(name) {
+		e.Bytes = []byte(name)
+	}
 	switch ino.Type {
 	case sqfs.TypeSymlink:
 		to, err := l.img.AppendLink(nil, ino)
@@ -229,18 +242,38 @@ func modeString(m fs.FileMode) string {
 	return string(b)
 }
 
-// lookup finds a path in an image. Links on the way are followed, the last is
-// not.
-func lookup(img *sqfs.Image, name string) (sqfs.Inode, error) {
-	clean := strings.TrimPrefix(path.Clean("/"+name), "/")
-	if clean == "" {
+// lookup finds a path in an image. Links on the way are followed, the last one
+// if follow says so or the path ends in a slash.
+func lookup(img *sqfs.Image, name string, follow bool) (sqfs.Inode, error) {
+	clean := inImage(name)
+	if clean == "." {
 		return img.Inode(img.Root())
 	}
-	fi, err := img.Lstat(clean)
+	stat := img.Lstat
+	if follow || strings.HasSuffix(name, "/") {
+		stat = img.Stat
+	}
+	fi, err := stat(clean)
 	if err != nil {
-		return sqfs.Inode{}, unwrapPath(printable(name), err)
+		return sqfs.Inode{}, notIn(name, err)
 	}
 	return *fi.Sys().(*sqfs.Inode), nil
+}
+
+// inImage is a path in an image in the form of io/fs.
+func inImage(name string) string {
+	if clean := strings.TrimPrefix(path.Clean("/"+name), "/"); clean != "" {
+		return clean
+	}
+	return "."
+}
+
+// notIn is the error of a path that could not be found in the image.
+func notIn(name string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s: no such file in the image", printable(name))
+	}
+	return unwrapPath(printable(name), err)
 }
 
 // printable shows bytes that would not print, or that a terminal would obey,

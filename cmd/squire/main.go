@@ -48,7 +48,15 @@ func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e))
 
 func rootCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "squire",
+		Use:     "squire",
+		Version: versionString(),
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknownCommand(c, args[0])
+			}
+			return nil
+		},
+		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 		Short: "Run commands inside squashfs images",
 		Long: `Squire runs commands inside squashfs images as an ordinary user, mounts images,
 and looks into them. Images are served lazily: only what is read is loaded.
@@ -59,6 +67,8 @@ when it is not in the image.`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		DisableAutoGenTag: true,
+
+		SuggestionsMinimumDistance: 2,
 	}
 	cmd.AddCommand(runCommand(), mountCommand(), umountCommand(),
 		inspectCommand(), lsCommand(), catCommand(), versionCommand(), manCommand())
@@ -66,6 +76,17 @@ when it is not in the image.`,
 		return fmt.Errorf("%w; see %q", err, c.CommandPath()+" --help")
 	})
 	return cmd
+}
+
+// unknownCommand says what else could have been meant.
+func unknownCommand(c *cobra.Command, name string) error {
+	hint := `see "squire --help"`
+	if like := c.SuggestionsFor(name); len(like) > 0 {
+		hint = fmt.Sprintf("did you mean %q?", like[0])
+	} else if _, err := os.Stat(name); err == nil {
+		hint = fmt.Sprintf("did you mean %q?", "squire run "+name)
+	}
+	return fmt.Errorf("unknown command %q; %s", name, hint)
 }
 
 // needArgs is cobra's RangeArgs with a message that shows the form.

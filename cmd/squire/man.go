@@ -17,7 +17,7 @@ func manCommand() *cobra.Command {
 			if err := os.MkdirAll(args[0], 0o755); err != nil {
 				return err
 			}
-			header := &doc.GenManHeader{Title: "SQUIRE", Section: "1", Source: "squire " + versionString(), Manual: "Squire"}
+			header := &doc.GenManHeader{Section: "1", Source: "squire " + versionString(), Manual: "Squire"}
 			if err := doc.GenManTree(c.Root(), header, args[0]); err != nil {
 				return fmt.Errorf("write man pages: %w", err)
 			}

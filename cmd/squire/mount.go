@@ -129,7 +129,7 @@ func (o *mountOptions) parse(image string) (cfg serverConfig, m fusefs.MountOpti
 // to read, as in fstab(5).
 func acceptedOption(opt string) bool {
 	switch opt {
-	case "", "ro", "nosuid", "nodev", "exec", "defaults", "nofail", "_netdev", "auto", "noauto", "noatime":
+	case "", "ro", "nosuid", "nodev", "exec", "loop", "defaults", "nofail", "_netdev", "auto", "noauto", "noatime":
 		return true
 	}
 	return strings.HasPrefix(opt, "x-")
@@ -149,6 +149,13 @@ func (o *mountOptions) run(image, dir string) error {
 		return err
 	}
 	defer file.Close()
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	if there, _ := isMounted(abs); there {
+		return fmt.Errorf("%s: an image is mounted there already; unmount it first", dir)
+	}
 	srv, err := startServer(!o.foreground)
 	if err != nil {
 		return err

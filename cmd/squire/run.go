@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -42,26 +43,40 @@ root file system.
 
 The container has the host's processes, network, IPC, /dev/shm and /tmp, and a
 /dev, /etc/hosts and /etc/resolv.conf made from the host's. The image is
-read-only unless --writable is given. The environment is the caller's without
-its locale, overwritten by the image's /etc/environment; PATH is the image's.
+read-only unless --writable is given.
 
-Everything that the command started ends with it.`,
+The environment is the caller's without its locale, overwritten by the image's
+/etc/environment; PATH is the image's, PWD the working directory. HOME, TMPDIR
+and the like arrive as they are: bind their directories where they are needed.
+
+--mounts binds SRC of the host on DST, which is made if it is missing. SRC is a
+path that starts with "/" or ".", DST a path inside, by default the same as SRC
+("./x" is then /x). FLAGS are ro, rw, bind, rbind, nosuid, nodev, noexec,
+[r]private, [r]slave, [r]shared, [r]unbindable, and nofail for a SRC that may be
+missing.
+
+Everything that the command started ends with it.
+
+Exit status: the command's; 128+N when signal N ended it; 125 when squire itself
+failed, 126 when the command cannot be executed, 127 when it is not in the
+image.`,
 		Example: `  squire run pytorch.sqsh -- python3 train.py
   squire run --mounts /lustre/datasets:/data:ro,/scratch pytorch.sqsh -- python3 train.py
+  squire run --mounts $PWD --workdir $PWD pytorch.sqsh -- python3 train.py
   squire run --writable --remap-root debian.sqsh -- /bin/bash
   squire run --plan debian.sqsh -- true`,
 		Args:              needArgs(1, -1),
 		ValidArgsFunction: completeImage,
 		RunE: func(c *cobra.Command, args []string) error {
-			if o.writable == "" && c.Flags().Changed("writable") {
-				return errors.New("--writable: the directory's name is empty")
+			if err := o.check(c.Flags().Changed("writable"), args); err != nil {
+				return err
 			}
 			return o.run(c, args[0], args[1:])
 		},
 	}
 	f := cmd.Flags()
 	f.SetInterspersed(false)
-	f.StringArrayVar(&o.mounts, "mounts", nil, "bind host paths: SRC[:DST[:FLAGS]][,...], flags joined by + (ro, rw, bind, rbind, nosuid, nodev, noexec, private, slave, shared, nofail)")
+	f.StringArrayVar(&o.mounts, "mounts", nil, "bind host paths: SRC[:DST[:FLAGS]][,...], flags joined by +; see above")
 	f.StringVar(&o.writable, "writable", "", "put a writable layer over the image, in memory or in a directory of yours that keeps it: --writable=DIR")
 	f.Lookup("writable").NoOptDefVal = writableTmpfs
 	f.BoolVar(&o.readonly, "readonly", false, "keep the root file system read-only (the default)")
@@ -73,8 +88,22 @@ Everything that the command started ends with it.`,
 	f.BoolVar(&o.plan, "plan", false, "print the operations instead of doing them")
 	f.BoolVar(&o.json, "json", false, "with --plan: as JSON")
 	f.BoolVar(&o.stats, "stats", false, "afterwards, say on standard error how much of the image was read")
-	cmd.MarkFlagsMutuallyExclusive("writable", "readonly")
 	return cmd
+}
+
+// check finds flags that contradict each other or stand in the wrong place.
+func (o *runOptions) check(writable bool, args []string) error {
+	switch {
+	case writable && o.readonly:
+		return errors.New("--writable and --readonly exclude each other")
+	case writable && o.writable == "":
+		return errors.New("--writable: the directory's name is empty")
+	case o.json && !o.plan:
+		return errors.New("--json goes with --plan")
+	case len(args) > 1 && args[1] != "--" && strings.HasPrefix(args[1], "-"):
+		return fmt.Errorf("%s: flags of squire go before the image", args[1])
+	}
+	return nil
 }
 
 // completeImage completes the first argument to a file name.
@@ -124,6 +153,9 @@ func (o *runOptions) spec(image string, command []string) (*runtime.Spec, error)
 		if s.Dir, err = filepath.Abs(image); err != nil {
 			return nil, err
 		}
+		if runtime.IsLayer(s.Dir) {
+			return nil, fmt.Errorf("%s: is a writable layer, not an image; write --writable=%[1]s", image)
+		}
 	}
 	cwd, cwdErr := os.Getwd() // may be gone or forbidden, and not be needed
 	if o.mountHome {
@@ -131,7 +163,11 @@ func (o *runOptions) spec(image string, command []string) (*runtime.Spec, error)
 		if !filepath.IsAbs(home) {
 			return nil, errors.New("--mount-home: HOME is not set to a directory")
 		}
-		s.Mounts = append(s.Mounts, runtime.Mount{Source: home, Target: home})
+		target := home
+		if o.remapRoot {
+			target = "/root"
+		}
+		s.Mounts = append(s.Mounts, runtime.Mount{Source: home, Target: target})
 	}
 	for _, arg := range o.mounts {
 		ms, err := runtime.ParseMounts(arg, cwd)

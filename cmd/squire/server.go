@@ -69,6 +69,7 @@ const nobody = 65534
 
 // serve is the server stage. It returns the exit status.
 func serve() int {
+	runtime.SetName(serverName)
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM)
 	unix.CloseOnExec(serverSocket)
 	conn := os.NewFile(serverSocket, "client")
