@@ -8,7 +8,7 @@
 #   rootfs-zstd.sqsh, rootfs-gzip.sqsh    Debian bookworm with Python and numpy, and the odd files of add_odd_files
 #   debs/                                 the packages, kept so that the next build needs the network less
 #
-# Nothing is done when both images are newer than this script and made of the same packages. A build in progress is
+# Nothing is done when both images are there, made by this very script of the same packages. A build in progress is
 # waited for. Images appear under their names only when they are complete.
 #
 #   ROOTFS_INCLUDE   packages beside Debian's minimal set, separated by commas
@@ -25,12 +25,14 @@ die() {
 	exit 1
 }
 
-# fresh says whether both images are there, newer than this script and made of the packages asked for.
+# recipe is what the images are made of: this script's contents, whatever checkout it is in, and the packages.
+recipe() {
+	echo "$(cksum <"$0") $include"
+}
+
+# fresh says whether both images are there and made by this recipe.
 fresh() {
-	for comp in zstd gzip; do
-		[ -n "$(find "$out/rootfs-$comp.sqsh" -newer "$0" 2>/dev/null)" ] || return 1
-	done
-	[ "$(cat "$out/packages" 2>/dev/null)" = "$include" ]
+	[ -e "$out/rootfs-zstd.sqsh" ] && [ -e "$out/rootfs-gzip.sqsh" ] && [ "$(cat "$out/recipe" 2>/dev/null)" = "$(recipe)" ]
 }
 
 # apt_mirror prints the address of the Debian archive in this machine's apt configuration; nothing when it has none,
@@ -109,6 +111,7 @@ main() {
 	exec 9>"$out/lock"
 	flock 9
 	fresh && return
+	rm -f "$out/recipe"
 
 	# debootstrap mounts proc and sys in its tree for a while: a removal must not descend into those.
 	work=$(mktemp -d "$out/build.XXXXXX")
@@ -137,7 +140,7 @@ main() {
 		chmod 0644 "$work/$comp"
 	done
 	for comp in zstd gzip; do mv "$work/$comp" "$out/rootfs-$comp.sqsh"; done
-	echo "$include" >"$out/packages"
+	recipe >"$out/recipe"
 }
 
 main
