@@ -60,9 +60,8 @@ Everything that the command started ends with it.
 Exit status: the command's; 128+N when signal N ended it; 125 when squire itself
 failed, 126 when the command cannot be executed, 127 when it is not in the
 image.`,
-		Example: `  squire run pytorch.sqsh -- python3 train.py
-  squire run --mounts /lustre/datasets:/data:ro,/scratch pytorch.sqsh -- python3 train.py
-  squire run --mounts $PWD --workdir $PWD pytorch.sqsh -- python3 train.py
+		Example: `  squire run pytorch.sqsh -- python3 -c 'import torch'
+  squire run --mounts /lustre/datasets:/data:ro,$PWD --workdir $PWD pytorch.sqsh -- python3 train.py
   squire run --writable --remap-root debian.sqsh -- /bin/bash
   squire run --plan debian.sqsh -- true`,
 		Args:              needArgs(1, -1),
