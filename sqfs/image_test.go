@@ -448,3 +448,21 @@ func TestSourceError(t *testing.T) {
 		t.Errorf("read: %d bytes, %v", len(got), err)
 	}
 }
+
+// Only the last block of a table is short: a table of blocks of one byte would take a read for each.
+func TestShortMetadataBlock(t *testing.T) {
+	img := openTest(t, "testdata/basic-zstd-4K.sqfs")
+	c, err := img.at(&img.inodes, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	short := *c.blk
+	short.data = short.data[:100]
+	c.blk = &short
+	if err := c.skip(100); err != nil {
+		t.Errorf("within the block: %v", err)
+	}
+	if err := c.skip(1); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("past a short block: %v, want %v", err, ErrCorrupt)
+	}
+}

@@ -64,7 +64,11 @@ func (c *metaCache) bucket(pos int64) *atomic.Pointer[metaBlock] {
 
 // find returns the block at pos, or nil.
 func (c *metaCache) find(pos int64) *metaBlock {
-	b := c.bucket(pos).Load()
+	return c.bucket(pos).Load().find(pos)
+}
+
+// find returns the block at pos among b and those linked behind it, or nil.
+func (b *metaBlock) find(pos int64) *metaBlock {
 	for b != nil && b.pos != pos {
 		b = b.link
 	}
@@ -76,10 +80,10 @@ func (c *metaCache) find(pos int64) *metaBlock {
 func (c *metaCache) insert(b *metaBlock) *metaBlock {
 	slot := c.bucket(b.pos)
 	for {
-		if old := c.find(b.pos); old != nil {
+		head := slot.Load()
+		if old := head.find(b.pos); old != nil {
 			return old
 		}
-		head := slot.Load()
 		b.link = head
 		if c.bytes.Load()+b.cost() > c.limit {
 			b.link = nil
@@ -285,6 +289,11 @@ func (c *cursor) skip(n int64) error {
 func (c *cursor) more() error {
 	if c.off < len(c.blk.data) {
 		return nil
+	}
+	// Writers fill all blocks but the last. A table of one-byte blocks would take a
+	// read of the image for each byte: a small image would hang whoever looks at it.
+	if len(c.blk.data) < disk.MetadataSize {
+		return c.fault("metadata block of %d bytes is not the last of its table", len(c.blk.data))
 	}
 	blk, err := c.img.metadata(c.blk.next, c.end)
 	if err != nil {
