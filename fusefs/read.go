@@ -34,7 +34,7 @@ func (f *FS) read(node uint64, off int64, dst []byte) (int, fuse.Status) {
 		return 0, fuse.OK
 	case ino.Type != sqfs.TypeFile, off < 0:
 		return 0, fuse.EINVAL
-	case off >= ino.Size:
+	case off >= ino.Size, len(dst) == 0:
 		return 0, fuse.OK
 	}
 	dst = dst[:min(int64(len(dst)), ino.Size-off)]
@@ -52,10 +52,15 @@ func (f *FS) readFile(ino *sqfs.Inode, off int64, dst []byte) fuse.Status {
 		return f.eioAt("read", ino.Ref, failure{-1, off, err})
 	}
 	var handed *pieces
-	failed := f.readPieces(&file, off, dst, &handed)
-	if other := handed.wait(); failed == nil {
-		failed = other
-	}
+	failed := func() (failed *failure) {
+		// Deferred, as a panic must not give dst back to its pool while helpers write to it.
+		defer func() {
+			if other := handed.wait(); failed == nil {
+				failed = other
+			}
+		}()
+		return f.readPieces(&file, off, dst, &handed)
+	}()
 	if failed != nil {
 		return f.eioAt("read", ino.Ref, *failed)
 	}
@@ -152,13 +157,19 @@ func (f *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse
 	return code
 }
 
-// seek returns the first offset from off on that is in a hole, or in data. The end of the file counts as a hole.
+// maxSeek is how many blocks one lseek looks at, at most: its caller cannot be killed meanwhile, and a file of holes may
+// have millions of them.
+const maxSeek = 1 << 18
+
+// seek returns the first offset from off on that is in a hole, or in data. The end of the file counts as a hole. Beyond
+// maxSeek blocks it takes a hole for data, or the end of the file for the next hole, as lseek(2) allows.
 func (f *FS) seek(ino *sqfs.Inode, off int64, hole bool) (int64, fuse.Status) {
 	file, err := f.img.File(ino)
 	if err != nil {
 		return 0, f.eioAt("lseek", ino.Ref, failure{-1, off, err})
 	}
 	i := off / f.blockSize
+	last := i + maxSeek
 	for e, err := range file.Extents(i) {
 		if err != nil {
 			return 0, f.eioAt("lseek", ino.Ref, failure{i, off, err})
@@ -166,10 +177,15 @@ func (f *FS) seek(ino *sqfs.Inode, off int64, hole bool) (int64, fuse.Status) {
 		if (e.Block.Size == 0) == hole {
 			return max(off, i*f.blockSize), fuse.OK
 		}
-		i++
+		if i++; i == last {
+			break
+		}
 	}
-	if hole {
+	switch {
+	case hole:
 		return ino.Size, fuse.OK
+	case i == last:
+		return min(i*f.blockSize, ino.Size-1), fuse.OK
 	}
 	return 0, fuse.Status(unix.ENXIO)
 }

@@ -4,13 +4,16 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -362,4 +365,118 @@ func benchmarkReads(b *testing.B, s *server, size int) {
 	b.ReportMetric(reads/float64(b.N), "READ/op")
 	b.ReportMetric(float64(after.Mallocs-before.Mallocs)/reads, "mallocs/READ")
 	b.ReportMetric(float64((after.UserTime+after.SysTime-before.UserTime-before.SysTime).Microseconds())/reads, "cpu-µs/READ")
+}
+
+// TestSeekIsBounded: nobody can kill the caller of lseek while it is answered, so a file of nothing but holes must not
+// be searched to its end at once.
+func TestSeekIsBounded(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "f"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	const size = (maxSeek + 1000) * 4096
+	if err := os.Truncate(filepath.Join(dir, "f"), size); err != nil {
+		t.Fatal(err)
+	}
+	f, ino := openFile(t, mksquashfs(t, dir, "-b", "4096"), nil)
+	for _, tt := range []struct {
+		off  int64
+		hole bool
+		want int64
+		code fuse.Status
+	}{
+		{0, true, 0, fuse.OK},
+		{0, false, maxSeek * 4096, fuse.OK}, // a hole, taken for data
+		{5000 * 4096, false, 0, fuse.Status(unix.ENXIO)},
+	} {
+		if got, code := f.seek(&ino, tt.off, tt.hole); got != tt.want || code != tt.code {
+			t.Errorf("seek(%d, hole %v) = %d, %v, want %d, %v", tt.off, tt.hole, got, code, tt.want, tt.code)
+		}
+	}
+}
+
+// openFile returns a file system for an image and the inode of the file f in it. wrap, if not nil, goes around the
+// image's bytes.
+func openFile(t *testing.T, image string, wrap func(io.ReaderAt) io.ReaderAt) (*FS, sqfs.Inode) {
+	t.Helper()
+	raw, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var src io.ReaderAt = bytes.NewReader(raw)
+	if wrap != nil {
+		src = wrap(src)
+	}
+	img, err := sqfs.New(src, int64(len(raw)), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := img.Inode(img.Root())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := img.Lookup(&root, "f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ino, err := img.Inode(d.Ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return New(img, Options{}), ino
+}
+
+// panicky panics for a read at one place, and takes its time for all others.
+type panicky struct {
+	io.ReaderAt
+	at atomic.Int64
+}
+
+func (p *panicky) ReadAt(b []byte, off int64) (int, error) {
+	switch p.at.Load() {
+	case 0:
+	case off:
+		panic("a fault of the decoder")
+	default:
+		time.Sleep(50 * time.Millisecond)
+	}
+	return p.ReaderAt.ReadAt(b, off)
+}
+
+// TestPanicWaitsForHelpers: after a panic in the middle of a READ its buffer goes back to the pool, so no helper may
+// write to it any more.
+func TestPanicWaitsForHelpers(t *testing.T) {
+	dir := t.TempDir()
+	data := make([]byte, 8<<17)
+	for i := range data {
+		data[i] = byte(rand.Uint32())
+	}
+	if err := os.WriteFile(filepath.Join(dir, "f"), data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	src := new(panicky)
+	f, ino := openFile(t, mksquashfs(t, dir, "-noD"), func(r io.ReaderAt) io.ReaderAt { src.ReaderAt = r; return src })
+	stop := f.startHelpers()
+	defer stop()
+	file, err := f.img.File(&ino)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last, err := file.Extent(file.NumBlocks() - 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(20 * time.Millisecond) // for the helpers to wait for work
+	src.at.Store(last.Block.Off)
+	buf := make([]byte, len(data))
+	tr := &transport{fs: f, fd: -1}
+	in := &fuse.ReadIn{InHeader: fuse.InHeader{NodeId: uint64(ino.Ref) + nodeBase}, Size: uint32(len(buf))}
+	if _, code := tr.guardedRead(in, buf); code != fuse.EIO {
+		t.Errorf("answer %v, want %v", code, fuse.EIO)
+	}
+	before := bytes.Clone(buf)
+	time.Sleep(200 * time.Millisecond)
+	if !bytes.Equal(before, buf) {
+		t.Error("helpers wrote to the buffer after the READ had ended")
+	}
 }

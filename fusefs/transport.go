@@ -170,6 +170,7 @@ func (t *transport) serve() {
 	for {
 		n, err := t.read(in)
 		if err != nil {
+			t.waiting.Add(-1)
 			t.fail(err)
 			return
 		}

@@ -57,6 +57,9 @@ func (f *FS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32
 		if f.listed(x, h.Uid) {
 			list = append(append(list, x.Name...), 0)
 		}
+		if len(list) > xattrMax {
+			break // too long, whatever follows; a small image can name a gigabyte
+		}
 	}
 	return fit(list, dest)
 }
