@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// InitName is argv[0] of the init stage. A program that calls [Run] must call
+// InitName is argv[0] of the init stage. A program that uses a [Runner] must call
 // [Init] at the start of main when it finds itself called so.
 const InitName = "squire-init"
 

@@ -42,7 +42,7 @@ func drop(capabilities bool) error {
 	if err := prctlAll(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0); err != nil {
 		return fmt.Errorf("clear ambient capabilities: %w", err)
 	}
-	return capsetNone()
+	return NoCapabilities()
 }
 
 // NoNewPrivs keeps this process, and what it will execute, from ever gaining
@@ -54,32 +54,37 @@ func NoNewPrivs() error {
 	return nil
 }
 
+// errCgo: with C in it, Go does not know all threads of the process.
+var errCgo = errors.New("this binary was built with cgo, and cannot give up rights in all of its threads; build it with CGO_ENABLED=0, as make does")
+
 func prctlAll(op int, a, b uintptr) error {
 	_, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, uintptr(op), a, b, 0, 0, 0)
-	if errno == unix.ENOTSUP {
-		// A binary with cgo, as for the race detector; squire is built without.
-		// This thread is the one that executes the command.
+	if errno == unix.ENOTSUP && oneThread {
 		_, _, errno = syscall.RawSyscall6(unix.SYS_PRCTL, uintptr(op), a, b, 0, 0, 0)
 	}
-	if errno != 0 {
-		return errno
-	}
-	return nil
+	return allThreadsError(errno)
 }
 
-// capsetNone empties the permitted, effective and inheritable sets of every
-// thread.
-func capsetNone() error {
+// NoCapabilities empties the permitted, effective and inheritable sets of every
+// thread, which needs no right. Beside NoNewPrivs it leaves root without any.
+func NoCapabilities() error {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var none [2]unix.CapUserData
 	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&none[0])), 0)
-	if errno == unix.ENOTSUP { // as in prctlAll
+	if errno == unix.ENOTSUP && oneThread {
 		return unix.Capset(&hdr, &none[0])
 	}
-	if errno != 0 {
-		return errno
+	return allThreadsError(errno)
+}
+
+func allThreadsError(errno syscall.Errno) error {
+	switch errno {
+	case 0:
+		return nil
+	case unix.ENOTSUP:
+		return errCgo
 	}
-	return nil
+	return errno
 }
 
 // becomeSubreaper makes orphaned descendants children of this process, so

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Runner starts one container. Use: Start, then Wait. It belongs to one
+// Runner runs one container: Start, then Send, then Wait. It belongs to one
 // goroutine, which should be the main one.
 type Runner struct {
 	// Files are given to the MountFunc in the init stage.
@@ -212,6 +212,7 @@ func openUpper(dir string) (*upperDir, error) {
 		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	}
 	if err != nil {
+		lock.Close() // nil is fine
 		root.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("writable layer %s: in use by another container", dir)

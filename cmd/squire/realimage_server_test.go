@@ -3,6 +3,7 @@ package main_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -52,12 +53,50 @@ func testServerKilled(t *testing.T, l *lab, who user) {
 	dir := l.mkdir(t, who)
 	cmd, stderr := l.start(t, who, dir, l.squire, "run", "--stats", l.images["zstd"], "--",
 		"sh", "-c", "touch "+dir+"/ready; while [ -e "+dir+"/ready ]; do sleep 0.05; done; python3 -c 'import numpy'")
-	if err := syscall.Kill(l.server(t), syscall.SIGKILL); err != nil {
+	server := l.server(t)
+	wantNoRights(t, server)
+	if err := syscall.Kill(server, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	os.Remove(filepath.Join(dir, "ready"))
 	err := cmd.Wait()
 	if err == nil || !strings.Contains(stderr.String(), "the image server ended early (killed)") || strings.Contains(stderr.String(), "read ") && strings.Contains(stderr.String(), "requests") {
+		t.Errorf("%v; stderr: %s", err, stderr)
+	}
+	l.wantNothingLeft(t)
+}
+
+// wantNoRights wants every thread of a process, which reads what strangers made, to be nobody of note.
+func wantNoRights(t *testing.T, pid int) {
+	t.Helper()
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	for _, thread := range threads {
+		status, err := os.ReadFile(thread)
+		if err != nil {
+			continue // ended meanwhile
+		}
+		for _, line := range []string{"CapInh:\t0000000000000000", "CapPrm:\t0000000000000000", "CapEff:\t0000000000000000", "CapAmb:\t0000000000000000", "NoNewPrivs:\t1"} {
+			if !strings.Contains(string(status), line+"\n") {
+				t.Errorf("%s lacks %q", thread, line)
+			}
+		}
+		if strings.Contains(string(status), "Uid:\t0") && os.Getuid() == 0 {
+			t.Errorf("%s is root's", thread)
+		}
+	}
+	if len(threads) == 0 {
+		t.Errorf("process %d has no threads", pid)
+	}
+}
+
+// testServerAsMappedRoot has root of a user namespace start the server, whose capabilities there must go as well.
+func testServerAsMappedRoot(t *testing.T, l *lab, who user) {
+	dir := l.mkdir(t, who)
+	cmd, stderr := l.start(t, who, dir, "unshare", "-Ur", l.squire, "run", l.images["zstd"], "--",
+		"sh", "-c", "touch "+dir+"/ready; while [ -e "+dir+"/ready ]; do sleep 0.05; done")
+	wantNoRights(t, l.server(t))
+	os.Remove(filepath.Join(dir, "ready"))
+	if err := cmd.Wait(); err != nil {
 		t.Errorf("%v; stderr: %s", err, stderr)
 	}
 	l.wantNothingLeft(t)

@@ -33,6 +33,7 @@ func TestRealImage(t *testing.T) {
 		t.Run("status/"+who.name, func(t *testing.T) { testStatus(t, l, who) })
 		t.Run("bad-input/"+who.name, func(t *testing.T) { testBadInput(t, l, who) })
 	}
+	t.Run("server-of-mapped-root", func(t *testing.T) { testServerAsMappedRoot(t, l, users[1]) })
 	for _, who := range mounters {
 		t.Run("mount-life/"+who.name, func(t *testing.T) { testMountLife(t, l, who) })
 		t.Run("foreground/"+who.name, func(t *testing.T) { testForeground(t, l, who) })
@@ -101,7 +102,9 @@ func newLab(t *testing.T) *lab {
 		}
 	}
 	l.squire = filepath.Join(l.dir, "squire")
-	if out, err := exec.Command("go", "build", "-o", l.squire, ".").CombinedOutput(); err != nil {
+	build := exec.Command("go", "build", "-o", l.squire, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build squire: %v\n%s", err, out)
 	}
 	if err := os.Chmod(l.dir, 0o755); err != nil {

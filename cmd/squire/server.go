@@ -154,12 +154,15 @@ func confine() error {
 	}
 	if os.Geteuid() == 0 && runtime.AllIDsMapped() {
 		err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(nobody), syscall.Setuid(nobody))
-		// Root without the right to change has none to give up either.
+		// EPERM: root without the right to change. Its other rights go below.
 		if err != nil && !errors.Is(err, unix.EPERM) {
 			return fmt.Errorf("become nobody: %w", err)
 		}
 	}
-	return runtime.NoNewPrivs()
+	if err := runtime.NoNewPrivs(); err != nil {
+		return err
+	}
+	return runtime.NoCapabilities()
 }
 
 // countingReader counts what is read from the image.
