@@ -25,7 +25,7 @@ GOLANGCI_VERSION = v2.15.0
 GOLANGCI = .tools/golangci-lint-$(GOLANGCI_VERSION)
 
 .DEFAULT_GOAL = build
-.PHONY: build check fmt vet arrows lint shellcheck test test-short test-race fuzz bench demo deps rootfs install clean help
+.PHONY: build check fmt vet arrows lint shellcheck test test-short test-race fuzz bench bench-codec demo deps rootfs install clean help
 
 build: ## build bin/squire, static
 	$(GOBUILD) -o bin/squire ./cmd/squire
@@ -70,6 +70,11 @@ fuzz: ## run every fuzz target for FUZZTIME (30s)
 
 bench: deps rootfs build ## compare with the kernel's squashfs and squashfuse: IMAGE=…, BENCHFLAGS='-rounds 3'
 	@go run ./bench -squire bin/squire $(BENCHFLAGS) $(IMAGE)
+
+# The images stay in SQUIRE_TESTDIR; what is not installed is named and left out.
+bench-codec: ## compare the decoders with C libraries: BENCHFLAGS='-only lzo -rounds 9'
+	@testdata/deps.sh mksquashfs cc stdlib.h zlib.h lzma.h lzo/lzo1x.h lz4.h zstd.h libdeflate.h || [ "$$(id -u)" != 0 ]
+	@go run ./bench codec -dir "$(SQUIRE_TESTDIR)/codec" $(BENCHFLAGS)
 
 demo: build ## make a small image and run a command in it
 	@testdata/demo.sh bin/squire

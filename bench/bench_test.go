@@ -87,7 +87,7 @@ FAILED squire, walk: oh
 func TestReportJSON(t *testing.T) {
 	r := sample()
 	path := filepath.Join(t.TempDir(), "r.json")
-	if err := r.writeJSON(path); err != nil {
+	if err := writeJSON(path, &r); err != nil {
 		t.Fatal(err)
 	}
 	text, err := os.ReadFile(path)

@@ -1,7 +1,7 @@
-// Command bench compares ways to mount one squashfs image: the kernel's squashfs, squashfuse in its two forms, and
-// squire. It needs root.
+// Command bench compares squire with its peers. Its first argument may be the name of a comparison, see commands.
 //
-// In every round each workload runs on a fresh mount of each peer in turn, with the image file in the page cache: that
+// Without one it compares ways to mount one squashfs image: the kernel's squashfs, squashfuse in its two forms, and
+// squire. That needs root. In every round each workload runs on a fresh mount of each peer in turn, with the image file in the page cache: that
 // is the cold time; running it again on the same mount is the warm one. Workloads are child processes with a time
 // limit. What comes out are medians over the rounds with their spread, and how many times longer than the kernel's
 // squashfs a peer took.
@@ -18,13 +18,22 @@ import (
 	"time"
 )
 
+// commands are the comparisons that have a name. They take the arguments behind it.
+var commands = map[string]func(ctx context.Context, args []string) error{
+	"codec": codec,
+}
+
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == childName {
 		exit(runChild(os.Args[2:], os.Stdout))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	exit(run(ctx, os.Args[1:]))
+	command, args := run, os.Args[1:]
+	if len(args) > 0 && commands[args[0]] != nil {
+		command, args = commands[args[0]], args[1:]
+	}
+	exit(command(ctx, args))
 }
 
 func exit(err error) {
@@ -58,7 +67,7 @@ func parseOptions(args []string) (options, error) {
 	flags.StringVar(&o.workloads, "workloads", "", "comma-separated `words`: run the workloads whose name has one of them (default: all)")
 	flags.StringVar(&o.json, "json", "", "write all figures to `file`")
 	flags.Usage = func() {
-		fmt.Fprintf(flags.Output(), "usage: bench [flags] IMAGE\n")
+		fmt.Fprintf(flags.Output(), "usage: bench [flags] IMAGE\n       bench codec [flags]\n")
 		flags.PrintDefaults()
 	}
 	if err := flags.Parse(args); err != nil {
@@ -92,7 +101,7 @@ func run(ctx context.Context, args []string) error {
 		err = werr
 	}
 	if o.json != "" {
-		if werr := rep.writeJSON(o.json); err == nil {
+		if werr := writeJSON(o.json, &rep); err == nil {
 			err = werr
 		}
 	}

@@ -124,9 +124,9 @@ func seconds(s float64) string {
 	return fmt.Sprintf("%.3f", s)
 }
 
-// writeJSON writes all of it to a file.
-func (r *report) writeJSON(path string) error {
-	text, err := json.MarshalIndent(r, "", "  ")
+// writeJSON writes all of a report to a file.
+func writeJSON(path string, report any) error {
+	text, err := json.MarshalIndent(report, "", "  ")
 	if err != nil {
 		return err
 	}

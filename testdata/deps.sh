@@ -1,7 +1,7 @@
 #!/bin/sh
 # deps.sh - see to it that the tools are there which tests, benchmarks and the demonstration use beside Go.
 #
-#   usage: deps.sh [TOOL…]        (by default all of them)
+#   usage: deps.sh [TOOL…]        (by default all that the tests use)
 #
 # As root, what is missing is installed with apt, and every user may open /dev/fuse, as udev arranges it on a machine
 # that has udev. Otherwise what is missing is named, and the exit status is 1.
@@ -19,15 +19,24 @@ package_of() {
 	busybox) echo busybox-static ;;
 	shellcheck) echo shellcheck ;;
 	setpriv | unshare) echo util-linux ;;
+	cc) echo gcc ;;
+	stdlib.h) echo libc6-dev ;;
+	zlib.h) echo zlib1g-dev ;;
+	lzma.h) echo liblzma-dev ;;
+	lzo/lzo1x.h) echo liblzo2-dev ;;
+	lz4.h) echo liblz4-dev ;;
+	zstd.h) echo libzstd-dev ;;
+	libdeflate.h) echo libdeflate-dev ;;
 	*) echo "$1" ;;
 	esac
 }
 
-# has says whether a tool is there; busybox only counts when it runs without libraries, and Debian's keys, which other
-# distributions leave out, are a file.
+# has says whether a tool is there; busybox only counts when it runs without libraries, Debian's keys, which other
+# distributions leave out, are a file, and of a C library the header has to be found.
 has() {
 	case $1 in
 	busybox) path=$(command -v busybox) && ! ldd "$path" >/dev/null 2>&1 ;;
+	*.h) echo "#include <$1>" | cc -E -x c - >/dev/null 2>&1 ;;
 	debian-archive-keyring) [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] ;;
 	*) command -v "$1" >/dev/null ;;
 	esac
