@@ -32,7 +32,7 @@ const (
 // devices, fifos and sockets read as empty files.
 //
 // Names must satisfy [fs.ValidPath], which demands UTF-8. Files with other names
-// appear in listings and can be reached by [Image.Lookup].
+// appear in listings and can be reached by [Image.Resolve] and [Image.Lookup].
 //
 // A directory that is found in a second place of the tree is an error there: such an
 // image is corrupt, and following it could go on for ever.
@@ -136,17 +136,33 @@ func readAll(f *File) ([]byte, error) {
 	return slices.Clip(b), nil
 }
 
-// resolve returns the inode of the named file. If it is a symlink, follow says
-// whether the inode is that of what it leads to.
+// Resolve returns the inode at path, a string of any bytes as Linux takes them: names
+// need not be UTF-8, slashes may be doubled, a path may start with "/" and may contain
+// "." and "..". All paths start at the root of the image and none leaves it; "" is the
+// root too. Symlinks on the way are followed inside the image, at most 40 of them; one
+// at the end is followed if follow is set, or if a slash stands behind it. Errors are
+// of type [*fs.PathError]; those that have to do with the path match
+// [fs.ErrNotExist], [syscall.ENOTDIR], [syscall.ELOOP] or [syscall.ENAMETOOLONG].
+func (img *Image) Resolve(path string, follow bool) (Inode, error) {
+	return img.find("resolve", path, follow)
+}
+
+// resolve is Resolve for names as package io/fs has them.
 func (img *Image) resolve(op, name string, follow bool) (Inode, error) {
 	if !fs.ValidPath(name) {
 		return Inode{}, &fs.PathError{Op: op, Path: name, Err: fs.ErrInvalid}
 	}
+	return img.find(op, name, follow)
+}
+
+// find is Resolve, in the name of op.
+func (img *Image) find(op, name string, follow bool) (Inode, error) {
 	w := walker{img: img}
-	if err := w.root(); err != nil {
-		return Inode{}, &fs.PathError{Op: op, Path: name, Err: err}
+	err := w.root()
+	if err == nil {
+		err = w.walk(name, follow)
 	}
-	if err := w.walk(name, follow); err != nil {
+	if err != nil {
 		return Inode{}, &fs.PathError{Op: op, Path: name, Err: err}
 	}
 	return w.at, nil

@@ -141,3 +141,49 @@ func TestOddNames(t *testing.T) {
 		t.Errorf("%d names, %v, want 6", len(list), err)
 	}
 }
+
+// TestResolve checks paths that are no names of package io/fs.
+func TestResolve(t *testing.T) {
+	img := openTest(t, "testdata/basic-zstd-4K.sqfs")
+	root, _ := img.Inode(img.Root())
+	for path, same := range map[string]Inode{
+		"":                          root,
+		"/":                         root,
+		"..":                        root,
+		"/../../.":                  root,
+		"/links/target":             find(t, img, "links", "target"),
+		"links//./../links/target":  find(t, img, "links", "target"),
+		"//links/dir/01.txt":        find(t, img, "small", "01.txt"),
+		"links/dir/":                find(t, img, "small"),
+		"links/dir/../small/01.txt": find(t, img, "small", "01.txt"),
+		"links/dir":                 find(t, img, "links", "dir"),
+		"links/dangling":            find(t, img, "links", "dangling"),
+		"links/loop":                find(t, img, "links", "loop"),
+		"/names/../small/":          find(t, img, "small"),
+	} {
+		if ino, err := img.Resolve(path, false); err != nil || ino != same {
+			t.Errorf("%q: inode %v, %v, want %v", path, ino.Ref, err, same.Ref)
+		}
+	}
+	if ino, err := img.Resolve("links/dir", true); err != nil || ino != find(t, img, "small") {
+		t.Errorf("links/dir followed: inode %v, %v", ino.Ref, err)
+	}
+	for path, want := range map[string]error{
+		"links/target/": syscall.ENOTDIR, "links/target/..": syscall.ENOTDIR, "links/loop/": syscall.ELOOP,
+		"links/dangling/": fs.ErrNotExist, "no\x00thing": fs.ErrNotExist, "/...": fs.ErrNotExist,
+	} {
+		var pe *fs.PathError
+		if _, err := img.Resolve(path, false); !errors.Is(err, want) || !errors.As(err, &pe) || pe.Path != path {
+			t.Errorf("%q: %v, want %v", path, err, want)
+		}
+	}
+	if _, err := img.Resolve("links/loop", true); !errors.Is(err, syscall.ELOOP) {
+		t.Errorf("links/loop followed: %v, want %v", err, syscall.ELOOP)
+	}
+	odd := openTest(t, "testdata/names.sqfs")
+	for _, name := range []string{"\xff\xfe", "caf\xe9", "new\nline"} {
+		if ino, err := odd.Resolve("/"+name, true); err != nil || ino != find(t, odd, name) {
+			t.Errorf("%q: inode %v, %v", name, ino.Ref, err)
+		}
+	}
+}
