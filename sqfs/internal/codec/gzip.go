@@ -1,11 +1,14 @@
 package codec
 
 import (
-	"bytes"
-	"io"
-	"sync"
+	"encoding/binary"
+	"errors"
+)
 
-	"github.com/klauspost/compress/zlib"
+var (
+	errHeader   = errors.New("no zlib header")
+	errDict     = errors.New("needs a preset dictionary")
+	errChecksum = errors.New("checksum does not match")
 )
 
 // gzipDecoder expands compressor 1: despite the name each block is a zlib stream
@@ -14,35 +17,27 @@ import (
 // ignore them.
 type gzipDecoder struct{}
 
-// gzipState is what one running decoder needs. The 32 KiB window inside z make it
-// worth keeping.
-type gzipState struct {
-	src bytes.Reader
-	z   io.ReadCloser
-	one [1]byte
-}
-
-var gzipStates = sync.Pool{New: func() any { return new(gzipState) }}
-
 func (gzipDecoder) Decode(dst, src []byte) (int, error) {
-	s := gzipStates.Get().(*gzipState)
-	n, err := s.decode(dst, src)
-	s.src.Reset(nil)
-	gzipStates.Put(s)
-	return n, err
-}
-
-// decode makes the zlib reader on first use: there is no way to have one without a
-// valid stream header.
-func (s *gzipState) decode(dst, src []byte) (n int, err error) {
-	s.src.Reset(src)
-	if s.z == nil {
-		s.z, err = zlib.NewReader(&s.src)
-	} else {
-		err = s.z.(zlib.Resetter).Reset(&s.src, nil)
+	if len(src) < 2 {
+		return 0, errTruncated
 	}
+	cmf, flg := src[0], src[1]
+	if cmf&15 != 8 || cmf>>4 > 7 || (uint(cmf)<<8+uint(flg))%31 != 0 {
+		return 0, errHeader
+	}
+	if flg&0x20 != 0 {
+		return 0, errDict
+	}
+	n, used, err := inflate(dst, src[2:])
 	if err != nil {
-		return 0, err
+		return n, err
 	}
-	return fill(dst, s.z, s.one[:])
+	sum := src[2+used:]
+	if len(sum) < 4 {
+		return n, errTruncated
+	}
+	if binary.BigEndian.Uint32(sum) != sumAdler(dst[:n]) {
+		return n, errChecksum
+	}
+	return n, nil
 }
