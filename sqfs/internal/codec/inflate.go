@@ -209,49 +209,41 @@ func (z *inflater) block(t *tables) error {
 const (
 	fastIn    = 16
 	matchStep = 40
-	fastOut   = 3 + 258 + matchStep
+	fastOut   = 3
 )
 
 // fast expands a block while there is room for whatever one step may read and write, and
 // reports whether the block has ended.
 func (z *inflater) fast(t *tables) (end bool, err error) {
-	src, dst := z.src, z.dst
+	src, dst := z.src[:len(z.src):len(z.src)], z.dst[:len(z.dst):len(z.dst)]
 	pos, out, buf, n := z.pos, z.out, z.buf, z.n
 	if len(src)-pos < fastIn || len(dst)-out < fastOut {
 		return false, nil
 	}
-	buf |= binary.LittleEndian.Uint64(src[pos:pos+8]) << (n & 63)
-	pos += int(7 - n>>3&7)
-	n |= 56
+	buf, pos, n = load(src, buf, pos, n)
 	e := t.litlen[buf&(1<<litlenBits-1)]
-loop:
 	for pos+fastIn <= len(src) && out+fastOut <= len(dst) {
-		in := (*[fastIn]byte)(src[pos : pos+fastIn])
-		w := (*[fastOut]byte)(dst[out : out+fastOut])
 		saved := buf
 		buf >>= e & 63
 		n -= uint(e)
-		d := 0
-		if int32(e) < 0 {
-			w[0] = byte(e >> entryBase)
+		if e&entryLiteral != 0 {
+			dst[out] = byte(e >> entryBase)
+			out++
 			e = t.litlen[buf&(1<<litlenBits-1)]
 			saved = buf
 			buf >>= e & 63
 			n -= uint(e)
-			d = 1
-			if int32(e) < 0 {
-				w[1] = byte(e >> entryBase)
+			if e&entryLiteral != 0 {
+				dst[out] = byte(e >> entryBase)
+				out++
 				e = t.litlen[buf&(1<<litlenBits-1)]
 				saved = buf
 				buf >>= e & 63
 				n -= uint(e)
-				d = 2
-				if int32(e) < 0 {
-					w[2] = byte(e >> entryBase)
-					out += 3
-					buf |= binary.LittleEndian.Uint64(in[:8]) << (n & 63)
-					pos += int(7 - n>>3&7)
-					n |= 56
+				if e&entryLiteral != 0 {
+					dst[out] = byte(e >> entryBase)
+					out++
+					buf, pos, n = load(src, buf, pos, n)
 					e = t.litlen[buf&(1<<litlenBits-1)]
 					continue
 				}
@@ -259,38 +251,31 @@ loop:
 		}
 		if e&entrySpecial != 0 {
 			if e&entryLink != 0 {
-				e = t.litlen[(e>>entryBase+uint32(buf)&(1<<(e>>8&15)-1))&(litlenSize-1)]
+				e = t.litlen[link(e, buf)&(litlenSize-1)]
 				saved = buf
 				buf >>= e & 63
 				n -= uint(e)
 			}
-			if int32(e) < 0 {
-				w[d] = byte(e >> entryBase)
-				out += d + 1
-				buf |= binary.LittleEndian.Uint64(in[:8]) << (n & 63)
-				pos += int(7 - n>>3&7)
-				n |= 56
+			if e&entryLiteral != 0 {
+				dst[out] = byte(e >> entryBase)
+				out++
+				buf, pos, n = load(src, buf, pos, n)
 				e = t.litlen[buf&(1<<litlenBits-1)]
 				continue
 			}
 			if e&entrySpecial != 0 {
-				out += d
 				if e&entryEnd == 0 {
 					return false, errSymbol
 				}
 				end = true
-				break loop
+				break
 			}
 		}
-		length := int(e>>entryBase) + int(saved&(1<<(e&63)-1)>>(e>>8&63))
+		length := value(e, saved)
 
 		e = t.dist[buf&(1<<distBits-1)]
-		step := uint(0)
 		if uint8(n) < 28 {
-			buf |= binary.LittleEndian.Uint64(in[:8]) << (n & 63)
-			step = 7 - n>>3&7
-			n |= 56
-			pos += int(step)
+			buf, pos, n = load(src, buf, pos, n)
 		}
 		if e&entrySpecial != 0 {
 			if e&entryLink == 0 {
@@ -298,45 +283,77 @@ loop:
 			}
 			buf >>= distBits
 			n -= distBits
-			e = t.dist[(e>>entryBase+uint32(buf)&(1<<(e>>8&15)-1))&(distSize-1)]
+			e = t.dist[link(e, buf)&(distSize-1)]
 			if e&entrySpecial != 0 {
 				return false, errSymbol
 			}
 		}
-		dist := int(e>>entryBase) + int(buf&(1<<(e&63)-1)>>(e>>8&63))
+		dist := value(e, buf)
 		buf >>= e & 63
 		n -= uint(e)
 
-		buf |= binary.LittleEndian.Uint64(in[step:step+8]) << (n & 63)
-		pos += int(7 - n>>3&7)
-		n |= 56
+		buf, pos, n = load(src, buf, pos, n)
 		e = t.litlen[buf&(1<<litlenBits-1)]
 
-		out += d
-		if dist > out {
+		from := out - dist
+		if from < 0 {
 			return false, errDistance
 		}
-		from := out - dist
-		if dist >= 8 {
-			to := (*[matchStep]byte)(w[d : d+matchStep])
-			fr := (*[matchStep]byte)(dst[from : from+matchStep])
-			binary.LittleEndian.PutUint64(to[0:8], binary.LittleEndian.Uint64(fr[0:8]))
-			binary.LittleEndian.PutUint64(to[8:16], binary.LittleEndian.Uint64(fr[8:16]))
-			binary.LittleEndian.PutUint64(to[16:24], binary.LittleEndian.Uint64(fr[16:24]))
-			binary.LittleEndian.PutUint64(to[24:32], binary.LittleEndian.Uint64(fr[24:32]))
-			binary.LittleEndian.PutUint64(to[32:40], binary.LittleEndian.Uint64(fr[32:40]))
-			for k := matchStep; k < length; k += 8 {
-				binary.LittleEndian.PutUint64(dst[out+k:out+k+8], binary.LittleEndian.Uint64(dst[from+k:from+k+8]))
+		switch {
+		case length > len(dst)-out-matchStep:
+			if length > len(dst)-out {
+				return false, errTooLong
 			}
-		} else {
-			for k := 0; k < length; k += dist {
-				binary.LittleEndian.PutUint64(dst[out+k:out+k+8], binary.LittleEndian.Uint64(dst[from+k:from+k+8]))
+			for k := range length {
+				dst[out+k] = dst[from+k]
+			}
+		case dist < 8:
+			repeat(dst[from:], dist, length)
+		default:
+			to, old := (*[matchStep]byte)(dst[out:out+matchStep]), (*[matchStep]byte)(dst[from:from+matchStep])
+			*(*[8]byte)(to[0:]) = *(*[8]byte)(old[0:])
+			*(*[8]byte)(to[8:]) = *(*[8]byte)(old[8:])
+			*(*[8]byte)(to[16:]) = *(*[8]byte)(old[16:])
+			*(*[8]byte)(to[24:]) = *(*[8]byte)(old[24:])
+			*(*[8]byte)(to[32:]) = *(*[8]byte)(old[32:])
+			for k := matchStep; k < length; k += 8 {
+				*(*[8]byte)(dst[out+k : out+k+8]) = *(*[8]byte)(dst[from+k : from+k+8])
 			}
 		}
 		out += length
 	}
 	z.pos, z.out, z.buf, z.n = pos, out, buf, n&63
 	return end, nil
+}
+
+// load fills buf to at least 56 bits from src[pos:], which holds 8 bytes or more.
+func load(src []byte, buf uint64, pos int, n uint) (uint64, int, uint) {
+	return buf | binary.LittleEndian.Uint64(src[pos:pos+8])<<(n&63), pos + int(7-n>>3&7), n | 56
+}
+
+// value returns the length or distance of entry e, whose code is next in buf.
+func value(e uint32, buf uint64) int {
+	return int(e>>entryBase) + int(buf&(1<<(e&63)-1)>>(e>>8&63))
+}
+
+// link returns where the entry is that link e leads to.
+func link(e uint32, buf uint64) uint32 {
+	return e>>entryBase + uint32(buf)&(1<<(e>>8&15)-1)
+}
+
+// repeat writes length bytes at b[dist:], again and again the dist bytes before them, less
+// than 8. It may write 7 more.
+func repeat(b []byte, dist, length int) {
+	v := binary.LittleEndian.Uint64(b)
+	d := uint(8 * dist)
+	v &= 1<<d - 1
+	v |= v << d
+	v |= v << (2 * d)
+	v |= v << (4 * d)
+	step := 8 - 8%dist
+	for k := dist; k < dist+length; k += step {
+		binary.LittleEndian.PutUint64(b[k:k+8], v)
+	}
 }
 
 // slow expands what is left of a block, in careful steps.
