@@ -2,6 +2,8 @@ package fusefs
 
 import (
 	"bytes"
+	"errors"
+	"io/fs"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -70,6 +72,9 @@ func (f *FS) readDir(in *fuse.ReadIn, add func(fuse.DirEntry, sqfs.InodeRef) boo
 		if err != nil {
 			if some {
 				return fuse.OK
+			}
+			if errors.Is(err, fs.ErrInvalid) { // an offset that lseek made up
+				return fuse.EINVAL
 			}
 			return f.eio("readdir", dir.Ref, err)
 		}

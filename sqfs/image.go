@@ -41,10 +41,11 @@ type Image struct {
 	ids     table
 	sets    table // xattr ids
 
-	meta    metaCache
-	buffers sync.Pool // of *[]byte of BlockSize
-	lists   listIndexes
-	entered sync.Map // path door: InodeRef of a directory to its edge
+	meta     metaCache
+	buffers  sync.Pool // of *[]byte of BlockSize
+	lists    listIndexes
+	longDirs dirIndexes
+	entered  sync.Map // path door: InodeRef of a directory to its edge
 }
 
 // OpenImage opens the image in the file (or block device) named path.

@@ -147,7 +147,7 @@ func (w *treeWalk) see(ino *Inode, base int) bool {
 	}
 	d := dirReaders.Get().(*dirReader)
 	w.stack = append(w.stack, level{dir: *ino, path: len(w.path), base: base, reader: d})
-	if err := d.start(w.img, ino); err != nil {
+	if err := d.open(w.img, ino, 0); err != nil {
 		d.close()
 		return w.breakOff(err)
 	}
@@ -171,7 +171,7 @@ func (w *treeWalk) enter(dir *Inode) error {
 
 // close makes d a directory of which nothing is left to read.
 func (d *dirReader) close() {
-	d.pos, d.seen, d.run, d.err = d.size, 0, disk.DirHeader{}, nil
+	d.pos, d.seen, d.run, d.err, d.x = d.size, 0, disk.DirHeader{}, nil, nil
 }
 
 // breakOff shows the directory on top of the stack with an error.
