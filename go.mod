@@ -3,6 +3,7 @@ module github.com/squirefs/squire
 go 1.26.0
 
 require (
+	github.com/anchore/go-lzo v0.1.1
 	github.com/hanwen/go-fuse/v2 v2.12.1
 	github.com/hashicorp/golang-lru/v2 v2.0.7
 	github.com/klauspost/compress v1.20.3

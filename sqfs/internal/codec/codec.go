@@ -34,7 +34,7 @@ var table = [...]struct {
 }{
 	Gzip: {"gzip", gzipDecoder{}},
 	LZMA: {"lzma", nil},
-	LZO:  {"lzo", nil},
+	LZO:  {"lzo", lzoDecoder{}},
 	XZ:   {"xz", xzDecoder{}},
 	LZ4:  {"lz4", lz4Decoder{}},
 	Zstd: {"zstd", zstdDecoder{}},
