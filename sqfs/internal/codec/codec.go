@@ -33,7 +33,7 @@ var table = [...]struct {
 	decoder Decoder
 }{
 	Gzip: {"gzip", gzipDecoder{}},
-	LZMA: {"lzma", nil},
+	LZMA: {"lzma", lzmaDecoder{}},
 	LZO:  {"lzo", lzoDecoder{}},
 	XZ:   {"xz", xzDecoder{}},
 	LZ4:  {"lz4", lz4Decoder{}},
