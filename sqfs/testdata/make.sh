@@ -12,7 +12,8 @@
 # Needs root (devices, trusted.* attributes, mount), squashfs-tools >= 4.5, python3,
 # setfattr, and gensquashfs for the images of a second writer. Images differ in every
 # byte between versions of the tools, so the results are kept, not made by the tests.
-# Made with squashfs-tools 4.5.1, squashfs-tools-ng 1.2.0, Linux 6.18.
+# Made with squashfs-tools 4.5.1, squashfs-tools-ng 1.2.0, Linux 6.18; bcj-* with squashfs-tools 4.7.6
+# and liblzma 5.8, which NEW_MKSQUASHFS and NEW_UNSQUASHFS may name where they are not installed.
 set -eu
 export LC_ALL=C TZ=UTC
 cd "$(dirname "$0")"
@@ -83,6 +84,16 @@ for name, size, data in (("long", 40 << 20, ((0, text(5000)), (9 << 20, text(900
     with open(f"{w}/sparse/{name}", "wb") as f:
         f.truncate(size)
         for at, b in data: f.seek(at); f.write(b)
+# bcj: calls of a few functions from many places, which compress better after the filter of their processor
+import struct
+def calls(call, size):
+    out = bytearray()
+    while len(out) < size: out += call(random.choice(targets) - len(out)) if random.random() < .4 else struct.pack("<I", random.choice(common))
+    return bytes(out) + b"end"
+targets = [random.randrange(0, 1 << 20, 4) for _ in range(20)]; common = [random.getrandbits(32) & ~0x7f | 0x13 for _ in range(50)]
+put("bcj/arm64", calls(lambda d: struct.pack("<I", 0x94000000 | d >> 2 & 0x3ffffff), 14000))
+put("bcj/riscv", calls(lambda d: struct.pack("<I", 0xef | d >> 20 & 1 << 31 | (d & 0x7fe) << 20 | (d & 0x800) << 9 | d & 0xff000 | 1 << 7) if d & 4
+    else struct.pack("<II", 0x97 | (d + 0x800) & 0xfffff000, 0x80e7 | (d & 0xfff) << 20), 14000)) # jal ra; auipc ra, jalr ra
 os.makedirs(f"{w}/none"); put("tiny/hello", b"hello, world\n"); put("tiny/d/x", b"x"); os.symlink("hello", f"{w}/tiny/l")
 for base, dirs, files in os.walk(w.encode()):
     for n in dirs + files: os.utime(os.path.join(base, n), (1700000000, 1700000000), follow_symlinks=False)
@@ -98,7 +109,7 @@ with open(f"{w}/ids.pf", "w") as f:
     for i in range(1200): print(f"n{i:04d} D {T} 755 {100000 + i} {200000 + i}", file=f)
 PY
 
-mk() { mksquashfs "$w/$2" "$1.sqfs" -noappend -quiet -no-progress -mkfs-time 1700000000 "${@:3}" >/dev/null; }
+mk() { "${MKSQUASHFS:-mksquashfs}" "$w/$2" "$1.sqfs" -noappend -quiet -no-progress -mkfs-time 1700000000 "${@:3}" >/dev/null; }
 for c in gzip xz lz4 zstd lzma lzo; do
 	mk basic-$c-4K basic -comp $c -b 4K
 done
@@ -118,6 +129,9 @@ mk special            none   -pf "$w/special.pf"
 mk ids                none   -comp xz -pf "$w/ids.pf"
 mk empty              none   -comp gzip
 mk tiny-nopad         tiny   -comp xz -nopad -all-root -Xbcj x86 -Xdict-size 8K
+for c in arm64 riscv; do # needs squashfs-tools >= 4.7 with liblzma >= 5.6
+	MKSQUASHFS=${NEW_MKSQUASHFS:-mksquashfs} mk bcj-$c bcj -comp xz -b 8K -Xbcj $c
+done
 mk offset             tiny   -comp zstd -offset 12345; echo 12345 >offset.off
 cp tiny-nopad.sqfs trailing.sqfs; head -c 3333 tiny-nopad.sqfs >>trailing.sqfs
 mk appended           tiny   -comp gzip; mksquashfs "$w/stored/sub" appended.sqfs -quiet -no-progress -keep-as-directory >/dev/null
@@ -129,12 +143,14 @@ fi
 for f in *.sqfs; do
 	n=${f%.sqfs} off=0
 	[ -f "$n.off" ] && off=$(cat "$n.off")
-	unsquashfs -o "$off" -lln "$f" >"$n.lln"
+	unsquashfs=unsquashfs
+	[[ $n != bcj-* ]] || unsquashfs=${NEW_UNSQUASHFS:-unsquashfs}
+	"$unsquashfs" -o "$off" -lln "$f" >"$n.lln"
 	rm -rf "$w/x"
-	unsquashfs -o "$off" -n -q -d "$w/x" "$f" >/dev/null 2>&1 || true # it cannot make the largest device numbers
+	"$unsquashfs" -o "$off" -n -q -d "$w/x" "$f" >/dev/null 2>&1 || true # it cannot make the largest device numbers
 	(cd "$w/x" && find . -type f -print0 | sort -z | xargs -0 -r sha256sum) >"$n.sums"
 	case $n in
-	*lzma* | tiny-nopad | trailing) continue ;; # the kernel cannot mount these
+	*lzma* | bcj-* | tiny-nopad | trailing) continue ;; # the kernel cannot mount these
 	esac
 	mount -t squashfs -o "ro,loop,offset=$off" "$f" "$w/m" || { echo "$n: no mount"; continue; }
 	python3 - "$w/m" "$n.xattrs" <<'PY'
@@ -153,7 +169,7 @@ PY
 	umount "$w/m"
 done
 find . -size 0 -delete
-for tree in basic-gzip-128K index-gzip xattr-zstd; do
+for tree in basic-gzip-128K index-gzip xattr-zstd bcj-arm64; do
 	for f in $tree.*s $tree.lln; do
 		all=${tree%%-*}
 		case $f in *.sqfs) continue ;; esac
