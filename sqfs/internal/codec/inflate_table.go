@@ -6,50 +6,59 @@ import (
 	"sync"
 )
 
-// A Huffman table turns the next bits of a stream into an entry. The first rootBits of
-// them are the index; where a code is longer the entry there is a link to a further
-// table behind, indexed by the bits that follow.
+// A code table turns the next bits of a stream into an entry. It has an entry for each
+// value of so many bits, its root, and where a code is longer this entry is a link to a
+// further table behind, with one for each value of so many of the bits that follow.
 //
-// An entry holds all that there is to know of a symbol:
+// An entry holds what there is to know of a symbol:
 //
-//	bits  0-7   how many bits to drop: the code and its extra bits
-//	bits  8-11  the code alone; for a link how many bits index the further table
-//	bit  13     entryEnd, with entrySpecial
-//	bit  14     entryLink, with entrySpecial
-//	bit  15     entrySpecial: neither a literal, a length nor a distance
-//	bits 16-30  the literal, the base of the length or distance, or where the linked
+//	bits  0-7   how many bits it has: the code, and extra bits
+//	bits  8-11  of these the code alone, behind a link less the root; of a link how
+//	            many bits choose from the further table
+//	bits 16-30  the literal, the base of the length or distance, or where the further
 //	            table starts
-//	bit  31     entryLiteral
 //
-// A special entry that is neither end nor link is a code that no stream may hold.
+// and flags. An entry that is special, but neither an end nor a link, is of a code that
+// no stream may hold.
 const (
-	entryEnd     = 1 << 13
-	entryLink    = 1 << 14
-	entrySpecial = 1 << 15
-	entryBase    = 16
+	entryEnd     = 1 << 13 // end of block; special too
+	entryLink    = 1 << 14 // special too
+	entrySpecial = 1 << 15 // not a literal, length or distance
 	entryLiteral = 1 << 31
+
+	entryBase = 16 // lowest bit of the base
 )
+
+// value returns the length or distance of e, whose code is next in buf.
+func value(e uint32, buf uint64) int {
+	return int(e>>entryBase) + int(buf&(1<<(e&63)-1)>>(e>>8&63))
+}
+
+// linked returns the index of the entry to which the link e leads, when buf has the bits
+// behind the root. The caller masks it.
+func linked(e uint32, buf uint64) uint32 {
+	return e>>entryBase + uint32(buf)&(1<<(e>>8&15)-1)
+}
 
 // RFC 1951, 3.2.5 to 3.2.7.
 const (
 	maxCodeBits    = 15
-	maxLitlenCodes = 286 // two more have codes in fixed blocks, and must not occur
+	maxLitlenCodes = 286 // fixed blocks have codes for two more, which have no meaning
 	maxDistCodes   = 30  // likewise
 	numPrecodes    = 19
 	endOfBlock     = 256
 )
 
-// The sizes leave room for every linked table that a complete code can need: zlib's
-// enough.c counts 2342 entries for 286 symbols and 11 bits, 402 for 30 and 8, and 592
-// for 30 and 9. That they are powers of two lets the index be masked, which costs
-// less than to check it.
+// The roots are those that measured best. Behind them a complete code needs further
+// tables of together at most 294 and 146 entries (zlib's examples/enough.c: 2342 entries
+// for 286 symbols and a root of 11 bits, 402 for 30 and 8). The sizes are powers of two
+// so that an index can be masked, which costs less than to check it.
 const (
 	litlenBits  = 11
 	litlenSize  = 1 << 12
 	distBits    = 8
 	distSize    = 1 << 9
-	precodeBits = 7 // no precode is longer
-	precodeSize = 1 << precodeBits
+	precodeBits = 7 // the longest code
 )
 
 // tables are the codes of a block.
@@ -63,8 +72,8 @@ var (
 	errIncomplete     = errors.New("incomplete code")
 )
 
-// litlenSymbols, distSymbols and precodeSymbols are the entries of all symbols, but for the
-// length of the code.
+// litlenSymbols, distSymbols and precodeSymbols are the entries of all symbols, without the
+// lengths of their codes.
 var (
 	litlenSymbols = func() (s [288]uint32) {
 		for i := range endOfBlock {
@@ -125,25 +134,22 @@ var fixed = sync.OnceValue(func() *tables {
 	return t
 })
 
-// build fills table for the code whose lengths are lens, each below 16, 0 for symbols without a
-// code. As in zlib (inftrees.c, inflate_table) a code must be complete, or be one
-// code of one bit, or nothing; what is then left are entries that no stream may hold.
-func build(table []uint32, rootBits int, lens []uint8, symbols []uint32) error {
+// build fills table, with a root of root bits, for the code whose lengths are lens: each
+// at most 15, and 0 where a symbol has no code. As in zlib (inftrees.c, inflate_table) a
+// code must be complete, or have one symbol of one bit, or none.
+func build(table []uint32, root int, lens []uint8, symbols []uint32) error {
 	var count, next [maxCodeBits + 1]uint16
 	for _, n := range lens {
 		count[n&15]++
 	}
-	used, left := uint16(0), 1
+	used, room := uint16(0), 1
 	for n := 1; n <= maxCodeBits; n++ {
 		next[n] = used
 		used += count[n]
-		left = left<<1 - int(count[n])
-		if left < 0 {
+		room = 2*room - int(count[n])
+		if room < 0 {
 			return errOverSubscribed
 		}
-	}
-	if left > 0 && (used > 1 || used != count[1]) {
-		return errIncomplete
 	}
 	var sorted [288]uint16 // symbols in the order of their codes
 	for sym, n := range lens {
@@ -152,66 +158,73 @@ func build(table []uint32, rootBits int, lens []uint8, symbols []uint32) error {
 			next[n&15]++
 		}
 	}
-	if left > 0 {
-		for i := range table[:1<<rootBits] {
-			table[i] = entrySpecial | 1
+	if room > 0 {
+		if used > 1 || used != count[1] {
+			return errIncomplete
 		}
-		if used == 1 {
-			e := symbols[sorted[0]] + 1<<8 + 1
-			for i := 0; i < 1<<rootBits; i += 2 {
-				table[i] = e
+		for i := range table[:1<<root] {
+			table[i] = entrySpecial | 1
+			if used == 1 && i&1 == 0 {
+				table[i] = entry(symbols[sorted[0]], 1)
 			}
 		}
 		return nil
 	}
 
-	// Streams hold codes from their first bit on, at the lowest bit of the index, so
-	// code counts up from the top. A table for codes of n bits is two copies of the
-	// one for n-1, and codes of n bits.
-	code, k, n := 0, 0, 1
-	for ; n <= rootBits; n++ {
-		for end := k + int(count[n]); k < end; k++ {
-			table[code] = symbols[sorted[k]] + uint32(n)<<8 + uint32(n)
+	// A table for codes of up to n bits is that for n-1, twice, and the codes of n bits.
+	code, k := 0, 0
+	for n := 1; n <= root; n++ {
+		for range count[n] {
+			table[code] = entry(symbols[sorted[k]], n)
 			code = after(code, n)
+			k++
 		}
-		if n < rootBits {
+		if n < root {
 			copy(table[1<<n:2<<n], table[:1<<n])
 		}
 	}
-	if k == int(used) {
-		return nil
-	}
-	start, size, prefix := 1<<rootBits, 0, -1
-	for ; n <= maxCodeBits; n++ {
-		for c := int(count[n]); c > 0; c-- {
-			if code&(1<<rootBits-1) != prefix {
-				prefix = code & (1<<rootBits - 1)
+	start, size, prefix := 1<<root, 0, -1
+	for n := root + 1; k < int(used); n++ {
+		for left := int(count[n]); left > 0; left-- {
+			if code&(1<<root-1) != prefix {
+				prefix = code & (1<<root - 1)
 				start += size
-				b := n - rootBits
-				for room := 1<<b - c; room > 0 && b+rootBits < maxCodeBits; {
-					b++
-					room = room<<1 - int(count[b+rootBits])
-				}
+				b := furtherBits(root, n, left, &count)
 				size = 1 << b
-				table[prefix] = uint32(start)<<entryBase | entrySpecial | entryLink | uint32(b)<<8 | uint32(rootBits)
+				table[prefix] = entrySpecial | entryLink | uint32(start)<<entryBase | uint32(b)<<8
 			}
-			e := symbols[sorted[k]] + uint32(n-rootBits)<<8 + uint32(n-rootBits)
-			for i := code >> rootBits; i < size; i += 1 << (n - rootBits) {
+			e := entry(symbols[sorted[k]], n-root)
+			for i := code >> root; i < size; i += 1 << (n - root) {
 				table[start+i] = e
 			}
-			k++
 			code = after(code, n)
+			k++
 		}
 	}
 	return nil
 }
 
-// after returns the code of n bits after code; both have their first bit lowest. The
-// one after the last is 0.
+// entry returns the entry of a symbol whose code has n bits.
+func entry(symbol uint32, n int) uint32 { return symbol + uint32(n)<<8 + uint32(n) }
+
+// after returns the code of n bits that follows code, 0 after the last. Streams hold a
+// code from its first bit on, so the first is the lowest, and it counts from the top.
 func after(code, n int) int {
-	ones := bits.Len(uint(code ^ (1<<n - 1))) // of these bits the top one is 0, and all above are 1
-	if ones == 0 {
+	top := bits.Len(uint(code ^ (1<<n - 1))) // the highest bit that is 0, counted from 1
+	if top == 0 {
 		return 0
 	}
-	return code&(1<<(ones-1)-1) | 1<<(ones-1)
+	return code&(1<<(top-1)-1) | 1<<(top-1)
+}
+
+// furtherBits returns how many bits a table behind a link needs, whose first code has n
+// bits. Of these codes there are left, and count has how many of the longer ones. Codes
+// behind one link follow each other, so it is full when they fill it.
+func furtherBits(root, n, left int, count *[maxCodeBits + 1]uint16) int {
+	room := 1<<(n-root) - left
+	for room > 0 && n < maxCodeBits {
+		n++
+		room = 2*room - int(count[n])
+	}
+	return n - root
 }
