@@ -248,6 +248,14 @@ func (h *huffman) write(w *bitWriter, sym int) {
 	}
 }
 
+// fixedCodes returns the codes of fixed blocks, for literals and distances.
+func fixedCodes() (lit, dist *huffman) {
+	lens := append(slices.Repeat([]int{8}, 144), slices.Repeat([]int{9}, 112)...)
+	lens = append(lens, slices.Repeat([]int{7}, 24)...)
+	lens = append(lens, slices.Repeat([]int{8}, 8)...)
+	return newHuffman(lens), newHuffman(slices.Repeat([]int{5}, 32))
+}
+
 // header writes the head of a dynamic block. Its precode has a code for every symbol, and
 // repeats are not used.
 func header(w *bitWriter, final uint64, litlen, dist []int) {
@@ -280,36 +288,29 @@ func ones(n int, syms ...int) []int {
 	return lens
 }
 
-// TestInflateRefuses has streams with one thing wrong each, or nothing.
-func TestInflateRefuses(t *testing.T) {
+// handmadeStream is a zlib stream that no encoder would write.
+type handmadeStream struct {
+	name string
+	src  []byte
+	want error
+}
+
+// handmade returns streams with one thing wrong each, or nothing. All that are right are
+// of nothing.
+func handmade() []handmadeStream {
 	stream := func(make func(w *bitWriter)) []byte {
 		var w bitWriter
 		make(&w)
 		return w.zlib(nil)
 	}
-	fixedLens := make([]int, 288)
-	for i := range fixedLens {
-		switch {
-		case i < 144 || i >= 280:
-			fixedLens[i] = 8
-		case i < 256:
-			fixedLens[i] = 9
-		default:
-			fixedLens[i] = 7
-		}
-	}
-	fixedCode := newHuffman(fixedLens)
+	fixedCode, _ := fixedCodes()
 	empty := stream(func(w *bitWriter) { w.bits(1|1<<1, 3); fixedCode.write(w, 256) })
 	head := func(cmf, flg byte) []byte {
 		b := bytes.Clone(empty)
 		b[0], b[1] = cmf, flg
 		return b
 	}
-	tests := []struct {
-		name string
-		src  []byte
-		want error
-	}{
+	return []handmadeStream{
 		{"empty fixed block", empty, nil},
 		{"empty source", nil, errTruncated},
 		{"window of 256 bytes", head(0x08, 0x1d), nil},
@@ -361,15 +362,19 @@ func TestInflateRefuses(t *testing.T) {
 		{"without checksum", empty[:len(empty)-1], errTruncated},
 		{"without deflate stream", empty[:2], errTruncated},
 	}
-	for _, test := range tests {
-		// With much behind, the fast loop sees it too.
-		for _, src := range [][]byte{test.src, append(bytes.Clone(test.src), make([]byte, 100)...)} {
-			_, err := inflateInto(t, src, 1000)
-			if len(src) > len(test.src) && errors.Is(test.want, errTruncated) {
+}
+
+// TestInflateRefuses holds what is wrong with a stream. With bytes behind the stream it
+// is for the fast loop to find, else for the careful one.
+func TestInflateRefuses(t *testing.T) {
+	for _, test := range handmade() {
+		for _, behind := range []int{0, 100} {
+			if behind > 0 && errors.Is(test.want, errTruncated) {
 				continue
 			}
-			if !errors.Is(err, test.want) || (err == nil) != (test.want == nil) {
-				t.Errorf("%s, %d bytes: error %v, want %v", test.name, len(src), err, test.want)
+			src := append(bytes.Clone(test.src), make([]byte, behind)...)
+			if got, err := inflateInto(t, src, 1000); !errors.Is(err, test.want) || err == nil && len(got) != 0 {
+				t.Errorf("%s, %d bytes behind: %d bytes, error %v, want %v", test.name, behind, len(got), err, test.want)
 			}
 			compare(t, src, 1000)
 		}
@@ -399,13 +404,19 @@ func TestInflateCodes(t *testing.T) {
 	}
 }
 
-// randomBlock writes a dynamic block and appends what it holds to data.
+// randomBlock writes a compressed block and appends what it holds to data. One in four is
+// fixed.
 func randomBlock(w *bitWriter, rnd *rand.Rand, final uint64, data []byte) []byte {
-	lit := newHuffman(randomLens(rnd, 257+rnd.IntN(30), endOfBlock))
-	dist := newHuffman(randomLens(rnd, 1+rnd.IntN(30), 0))
-	header(w, final, lit.lens, dist.lens)
+	lit, dist := fixedCodes()
+	if rnd.IntN(4) == 0 {
+		w.bits(final|1<<1, 3)
+	} else {
+		lit = newHuffman(randomLens(rnd, 257+rnd.IntN(30), endOfBlock))
+		dist = newHuffman(randomLens(rnd, 1+rnd.IntN(30), 0))
+		header(w, final, lit.lens, dist.lens)
+	}
 	for range rnd.IntN(2000) {
-		sym := rnd.IntN(len(lit.lens))
+		sym := rnd.IntN(min(len(lit.lens), maxLitlenCodes))
 		if lit.lens[sym] == 0 || sym == endOfBlock {
 			continue
 		}
@@ -414,7 +425,7 @@ func randomBlock(w *bitWriter, rnd *rand.Rand, final uint64, data []byte) []byte
 			data = append(data, byte(sym))
 			continue
 		}
-		d := rnd.IntN(len(dist.lens))
+		d := rnd.IntN(min(len(dist.lens), maxDistCodes))
 		length, lengthBits := symbolRange(litlenSymbols[sym])
 		distance, distBits := symbolRange(distSymbols[d])
 		length += rnd.IntN(1 << lengthBits)
@@ -472,10 +483,28 @@ func randomLens(rnd *rand.Rand, n, need int) []int {
 
 // TestInflateAllocates holds that no block allocates.
 func TestInflateAllocates(t *testing.T) {
-	src := deflated(t, sample(sampleSize))
 	dst := make([]byte, sampleSize)
-	if n := testing.AllocsPerRun(100, func() { gzipDecoder{}.Decode(dst, src) }); n != 0 {
-		t.Errorf("%v allocations for each block", n)
+	for shape, data := range shapes() {
+		src := deflated(t, data(sampleSize))
+		if n := testing.AllocsPerRun(100, func() { gzipDecoder{}.Decode(dst, src) }); n != 0 {
+			t.Errorf("%s: %v allocations for each block", shape, n)
+		}
+	}
+}
+
+func BenchmarkInflate(b *testing.B) {
+	for _, size := range []int{8 << 10, 128 << 10} {
+		src := deflated(b, shapes()["lines"](size))
+		dst := make([]byte, size)
+		b.Run(fmt.Sprintf("%dK", size>>10), func(b *testing.B) {
+			b.SetBytes(int64(size))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := (gzipDecoder{}).Decode(dst, src); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 
@@ -521,10 +550,13 @@ func TestAdler(t *testing.T) {
 func FuzzInflate(f *testing.F) {
 	for _, data := range shapes() {
 		src := deflated(f, data(300))
-		f.Add(src[2:len(src)-4], uint32(300))
+		f.Add(src[2:], uint32(300))
+	}
+	for _, h := range handmade() {
+		f.Add(h.src[min(2, len(h.src)):], uint32(1000))
 	}
 	f.Fuzz(func(t *testing.T, src []byte, size uint32) {
-		compareRaw(t, src, int(size%(1<<17+1)))
+		compareRaw(t, src, int(size%(1<<16+1)))
 	})
 }
 
