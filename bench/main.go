@@ -1,7 +1,9 @@
 // Command bench compares squire with its peers. Its first argument may be the name of a comparison, see commands.
 //
 // Without one it compares ways to mount one squashfs image: the kernel's squashfs, squashfuse in its two forms, and
-// squire. That needs root. In every round each workload runs on a fresh mount of each peer in turn, with the image file in the page cache: that
+// squire. That needs root.
+//
+// In every round each workload runs on a fresh mount of each peer in turn, with the image file in the page cache: that
 // is the cold time; running it again on the same mount is the warm one. Workloads are child processes with a time
 // limit. What comes out are medians over the rounds with their spread, and how many times longer than the kernel's
 // squashfs a peer took.
@@ -20,7 +22,8 @@ import (
 
 // commands are the comparisons that have a name. They take the arguments behind it.
 var commands = map[string]func(ctx context.Context, args []string) error{
-	"codec": codec,
+	"codec":    codec,
+	"metadata": metadata,
 }
 
 func main() {
