@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -56,6 +57,9 @@ func openSquashfs(name string, offset int64) (*sqfs.Image, func(), error) {
 	}
 	img, err := newImage(f, f, offset)
 	if err != nil {
+		if errors.Is(err, sqfs.ErrNotSquashfs) {
+			err = fmt.Errorf("%w; %s", err, whereElse(f, offset))
+		}
 		f.Close()
 		return nil, nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -72,6 +76,33 @@ func newImage(r io.ReaderAt, f *os.File, offset int64) (*sqfs.Image, error) {
 		return nil, fmt.Errorf("offset %d lies outside of the file's %d bytes", offset, size)
 	}
 	return sqfs.New(r, size-offset, &sqfs.Options{Offset: offset})
+}
+
+// whereElse says what to try for a file that has no image at offset. Programs like
+// AppImages have it behind their sections.
+func whereElse(f *os.File, offset int64) string {
+	const advice = "if it starts elsewhere in the file, say where with --offset"
+	var head [64]byte
+	if _, err := f.ReadAt(head[:], offset); err != nil || string(head[:4]) != "\x7fELF" {
+		return advice
+	}
+	var magic [4]byte
+	end := offset + endOfELF(&head)
+	if _, err := f.ReadAt(magic[:], max(end, 0)); err != nil || string(magic[:]) != "hsqs" {
+		return "it is a program; " + advice
+	}
+	return fmt.Sprintf("it is a program with an image behind it: --offset %d", end)
+}
+
+// endOfELF returns where the table of sections ends, which linkers put last (elf.h,
+// Elf32_Ehdr and Elf64_Ehdr: e_shoff, e_shentsize, e_shnum). Only little-endian
+// machines have images that can be read.
+func endOfELF(head *[64]byte) int64 {
+	le := binary.LittleEndian
+	if head[4] == 1 { // ELFCLASS32
+		return int64(le.Uint32(head[32:])) + int64(le.Uint16(head[46:]))*int64(le.Uint16(head[48:]))
+	}
+	return int64(le.Uint64(head[40:])&(1<<48-1)) + int64(le.Uint16(head[58:]))*int64(le.Uint16(head[60:]))
 }
 
 // unwrapPath takes the system call out of a path error.
