@@ -1,0 +1,328 @@
+package verify
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/squirefs/squire/sqfs"
+)
+
+// corpusVar names a directory with more images, as for package sqfs.
+const corpusVar = "SQFS_CORPUS"
+
+func images(t *testing.T) []string {
+	t.Helper()
+	list, err := filepath.Glob("../testdata/*.sqfs")
+	if err != nil || len(list) == 0 {
+		t.Fatalf("no images: %v", err)
+	}
+	if dir := os.Getenv(corpusVar); dir != "" {
+		more, err := filepath.Glob(filepath.Join(dir, "*.sqfs"))
+		if err != nil || len(more) == 0 {
+			t.Fatalf("no images in %s=%s: %v", corpusVar, dir, err)
+		}
+		list = append(list, more...)
+	}
+	return list
+}
+
+// load opens an image, at the offset that a file of the corpus may have beside it.
+func load(t *testing.T, path string) *sqfs.Image {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var off int64
+	if b, rerr := os.ReadFile(strings.TrimSuffix(path, ".sqfs") + ".off"); rerr == nil {
+		if off, err = strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	img, err := sqfs.New(f, info.Size()-off, &sqfs.Options{Offset: off})
+	if errors.Is(err, sqfs.ErrUnsupported) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+// TestSound finds nothing wrong with images that unsquashfs and the kernel read.
+func TestSound(t *testing.T) {
+	for _, path := range images(t) {
+		t.Run(strings.TrimSuffix(filepath.Base(path), ".sqfs"), func(t *testing.T) {
+			img := load(t, path)
+			var done atomic.Int64
+			r, err := Run(t.Context(), img, &Options{Data: true, Done: &done})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, d := range r.Damage {
+				t.Errorf("%s: %v", d.Path, d.Err)
+			}
+			inodes := int64(0)
+			for _, n := range r.Types {
+				inodes += n
+			}
+			want := int64(img.Superblock().Inodes)
+			if strings.HasSuffix(path, "longnames.sqfs") {
+				want-- // a name of 256 bytes, which Linux cannot have
+			}
+			if inodes != want || r.Entries != want+r.HardLinks {
+				t.Errorf("%d inodes and %d entries with %d hard links, the superblock has %d", inodes, r.Entries, r.HardLinks, want)
+			}
+			if n := done.Load(); n > Total(img) || n < Total(img)/2-96 {
+				t.Errorf("expanded %d bytes of %d", n, Total(img))
+			}
+			if r.TailRoom > r.Fragments.Expanded || r.Fragments.Blocks != int64(img.Superblock().Fragments) {
+				t.Errorf("%d fragments, want %d; tails reach to %d of %d", r.Fragments.Blocks, img.Superblock().Fragments, r.TailRoom, r.Fragments.Expanded)
+			}
+			fast, err := Run(t.Context(), img, nil)
+			if err != nil || fast.Data != r.Data || fast.Fragments != r.Fragments || fast.Types != r.Types || fast.FileBytes != r.FileBytes || fast.DamageCount != 0 {
+				t.Errorf("without data: %v, %+v, want %+v", err, fast, r)
+			}
+			for i, table := range r.Tables {
+				if table.Bytes == 0 && table.Name == "directory table" { // only an empty root
+					continue
+				}
+				if table.Blocks == 0 || table.Expanded == 0 || table.Bytes < 3*table.Blocks || fast.Tables[i].Start != table.Start {
+					t.Errorf("%+v", table)
+				}
+			}
+		})
+	}
+}
+
+// source makes a tree: of some files of which much is known, and an image of it in which
+// each byte of metadata can be found.
+func source(t *testing.T, args ...string) []byte {
+	t.Helper()
+	if _, err := exec.LookPath("mksquashfs"); err != nil {
+		t.Skip("mksquashfs is not installed")
+	}
+	dir := t.TempDir()
+	put := func(name string, data []byte) {
+		name = filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, data, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	long := make([]byte, 40<<10)
+	for i := range long {
+		long[i] = byte(i * i >> 6)
+	}
+	put("a/long", long)
+	put("b/copy", long) // shares its blocks
+	put("b/dir/other", bytes.Repeat([]byte("another file, "), 3000))
+	for i := range 10 {
+		put(fmt.Sprintf("c/small%d", i), bytes.Repeat([]byte(fmt.Sprint("small ", i, "; ")), 50+i))
+	}
+	image := filepath.Join(t.TempDir(), "x.sqfs")
+	args = append([]string{dir, image, "-noappend", "-no-progress", "-quiet", "-b", "8K", "-comp", "gzip", "-noI", "-noX"}, args...)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if out, err := exec.CommandContext(ctx, "mksquashfs", args...).CombinedOutput(); err != nil {
+		t.Fatalf("mksquashfs: %v\n%s", err, out)
+	}
+	raw, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+func newImage(t *testing.T, raw []byte) *sqfs.Image {
+	t.Helper()
+	img, err := sqfs.New(bytes.NewReader(raw), int64(len(raw)), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+func inode(t *testing.T, img *sqfs.Image, name string) sqfs.Inode {
+	t.Helper()
+	ino, err := img.Resolve(name, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ino
+}
+
+func extent(t *testing.T, img *sqfs.Image, name string, block int64) sqfs.Extent {
+	t.Helper()
+	ino := inode(t, img, name)
+	f, err := img.File(&ino)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := f.Extent(block)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+// TestDamage damages an image in one place at a time, and wants exactly that place
+// reported, with the paths that it concerns.
+func TestDamage(t *testing.T) {
+	base := source(t)
+	// at returns where an inode is: in this image they are not compressed.
+	at := func(img *sqfs.Image, name string) int64 {
+		ref := inode(t, img, name).Ref
+		return img.Superblock().InodeTable + int64(ref>>16) + 2 + int64(ref&0xffff)
+	}
+	tests := []struct {
+		name  string
+		patch func(img *sqfs.Image, raw []byte) (off int64)
+		want  []string // path, block and number of paths of each damage
+	}{
+		{"nothing", func(*sqfs.Image, []byte) int64 { return -1 }, nil},
+		{"block of two files", func(img *sqfs.Image, raw []byte) int64 {
+			b := extent(t, img, "a/long", 2).Block
+			raw[b.Off+int64(b.Size)/2] ^= 0xff
+			return b.Off
+		}, []string{"a/long 2 2"}},
+		{"block of one file", func(img *sqfs.Image, raw []byte) int64 {
+			b := extent(t, img, "b/dir/other", 1).Block
+			clear(raw[b.Off : b.Off+int64(b.Size)])
+			return b.Off
+		}, []string{"b/dir/other 1 1"}},
+		{"fragment", func(img *sqfs.Image, raw []byte) int64 {
+			b := extent(t, img, "c/small3", 0).Block
+			raw[b.Off+int64(b.Size)-2] ^= 0xff // the checksum
+			return b.Off
+		}, []string{"c/small0 0 10"}},
+		{"fragment too short for one", func(img *sqfs.Image, raw []byte) int64 {
+			// The tail of the last file moves to the end of the fragment block.
+			binary.LittleEndian.PutUint32(raw[at(img, "c/small9")+24:], 8192-uint32(inode(t, img, "c/small9").Size))
+			return extent(t, img, "c/small9", 0).Block.Off
+		}, []string{"c/small9 0 1"}},
+		{"inode", func(img *sqfs.Image, raw []byte) int64 {
+			raw[at(img, "c/small4")] = 99
+			return img.Superblock().InodeTable
+		}, []string{"c/small4 -1 1"}},
+		{"block list", func(img *sqfs.Image, raw []byte) int64 {
+			raw[at(img, "b/dir/other")+32+3] = 0x80 // a bit that means nothing
+			return img.Superblock().InodeTable
+		}, []string{"b/dir/other 0 1"}},
+		{"directory", func(img *sqfs.Image, raw []byte) int64 {
+			dir := inode(t, img, "b/dir")
+			pos := img.Superblock().DirectoryTable + 2 + int64(binary.LittleEndian.Uint16(raw[at(img, "b/dir")+26:]))
+			raw[pos+12+8] = '/' // in the name of its only entry
+			if dir.Size != 12+8+5+3 {
+				t.Fatal("not the directory that it should be")
+			}
+			return img.Superblock().DirectoryTable
+		}, []string{"b/dir -1 1"}},
+		{"directory of another", func(img *sqfs.Image, raw []byte) int64 {
+			// b/dir has the listing of a: its entry leads to a/long, and all is well but for a second name of that.
+			copy(raw[at(img, "b/dir")+16:at(img, "b/dir")+28], raw[at(img, "a")+16:])
+			return -1
+		}, nil},
+		{"export table", func(img *sqfs.Image, raw []byte) int64 {
+			for _, table := range img.Tables() {
+				if table.Name == "export table" {
+					raw[table.Start+2+8*int64(inode(t, img, "a").Number-1)]++
+				}
+			}
+			return -1
+		}, []string{"a -1 1"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			raw := bytes.Clone(base)
+			off := tt.patch(newImage(t, base), raw)
+			r, err := Run(t.Context(), newImage(t, raw), &Options{Data: true, Workers: 2})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, d := range r.Damage {
+				got = append(got, fmt.Sprintf("%s %d %d", d.Path, d.Block, d.Paths))
+				if d.Off != off || !errors.Is(d.Err, sqfs.ErrCorrupt) {
+					t.Errorf("%s: at %#x, %v; want %#x", d.Path, d.Off, d.Err, off)
+				}
+			}
+			if !slices.Equal(got, tt.want) || r.DamageCount != int64(len(tt.want)) {
+				t.Errorf("damage %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestTables damages metadata that is compressed: the table is named, and the paths that
+// cannot be read for it.
+func TestTables(t *testing.T) {
+	raw, err := os.ReadFile("../testdata/basic-gzip-4K.sqfs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sb := newImage(t, raw).Superblock()
+	raw[sb.InodeTable+20] ^= 0x10
+	r, err := Run(t.Context(), newImage(t, raw), &Options{Data: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tables, files := 0, 0
+	for _, d := range r.Damage {
+		switch {
+		case d.Off != sb.InodeTable:
+			t.Errorf("%+v", d)
+		case d.Paths == 0 && strings.HasPrefix(d.Err.Error(), "inode table: "):
+			tables++
+		default:
+			files++
+		}
+	}
+	if tables != 1 || files < 10 {
+		t.Errorf("%d tables and %d files", tables, files)
+	}
+}
+
+// TestCounts compares the report of an image with what it was made of.
+func TestCounts(t *testing.T) {
+	img := newImage(t, source(t))
+	r, err := Run(t.Context(), img, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// 5 blocks of a/long, shared by b/copy, and 5 of other, with the tail of 2000 bytes or so in a fragment or not.
+	if r.Types[sqfs.TypeFile] != 13 || r.Types[sqfs.TypeDir] != 5 || r.Entries != 18 || r.Shared != 5 || r.Data.Blocks < 10 || r.Fragments.Blocks != 1 {
+		t.Errorf("%+v", r)
+	}
+	sum := int64(0)
+	for _, n := range r.Data.Sizes {
+		sum += n
+	}
+	if sum != r.Data.Blocks || r.Data.Expanded < r.Data.Bytes {
+		t.Errorf("%+v", r.Data)
+	}
+}
+
+func TestCancel(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if r, err := Run(ctx, load(t, "../testdata/basic-zstd-4K.sqfs"), &Options{Data: true}); !errors.Is(err, context.Canceled) || r.Entries > 1 {
+		t.Errorf("%v %+v", err, r)
+	}
+}
