@@ -13,8 +13,16 @@ import (
 func catCommand() *cobra.Command {
 	var offset int64
 	cmd := &cobra.Command{
-		Use:               "cat [flags] IMAGE PATH...",
-		Short:             "Print files from an image",
+		Use:   "cat [flags] IMAGE PATH...",
+		Short: "Print files from an image",
+		Long: `Print the files, one after the other. A PATH may have wildcards, as for
+"squire extract": then all regular files that it matches are printed, in the
+order of their names.
+
+Exit status: 0 if all was printed; 1 if a file is damaged (it is printed up to
+there), not there, or none; 125 if nothing can be printed.`,
+		Example: `  squire cat pytorch.sqsh /etc/os-release
+  squire cat pytorch.sqsh '/etc/ld.so.conf.d/*.conf'`,
 		Args:              needArgs(2, -1),
 		ValidArgsFunction: completeImage,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -23,43 +31,86 @@ func catCommand() *cobra.Command {
 				return err
 			}
 			defer done()
-			for _, name := range args[1:] {
-				if err := cat(c.OutOrStdout(), img, name); err != nil {
-					return err
-				}
-			}
-			return nil
+			return catAll(c, img, args[1:])
 		},
 	}
 	cmd.Flags().Int64Var(&offset, "offset", 0, "the image starts at this byte of the file")
 	return cmd
 }
 
-func cat(w io.Writer, img *sqfs.Image, name string) error {
-	fi, err := img.Stat(inImage(name))
-	if err != nil {
-		return notIn(name, err)
+// catAll prints files. If it is asked for one only, and that cannot be begun, it
+// returns the error.
+func catAll(c *cobra.Command, img *sqfs.Image, names []string) error {
+	w := c.OutOrStdout()
+	var errs []error
+	for _, name := range names {
+		ino, err := lookup(img, name, true)
+		if err == nil && ino.Type != sqfs.TypeFile {
+			err = fmt.Errorf("%s: not a regular file", printable(name))
+		}
+		if err == nil {
+			if err = cat(w, img, name, &ino); errors.Is(err, errOutput) {
+				return err
+			} else if err != nil {
+				errs = append(errs, err)
+			}
+			continue
+		}
+		if p, perr := newPattern(name); perr == nil && p.wild() && p.find(img, nil) {
+			errs = append(errs, catMatches(w, img, &p)...)
+			continue
+		}
+		if len(names) == 1 {
+			return err
+		}
+		errs = append(errs, err)
 	}
-	if !fi.Mode().IsRegular() {
-		return fmt.Errorf("%s: not a regular file", printable(name))
-	}
-	ino, ok := fi.Sys().(*sqfs.Inode)
-	if !ok {
-		return fmt.Errorf("%s: not a file of an image", printable(name))
-	}
+	return tellAll(c, errs)
+}
+
+// catMatches prints the regular files that a pattern matches.
+func catMatches(w io.Writer, img *sqfs.Image, p *pattern) (errs []error) {
+	p.find(img, func(v *sqfs.Visit, err error) bool {
+		if err == nil && v.Inode.Type == sqfs.TypeFile {
+			err = cat(w, img, string(v.Path), &v.Inode)
+		} else if err != nil {
+			err = fmt.Errorf("%s: %w", printable(string(v.Path)), err)
+		}
+		v.Skip() // what lies below a directory that matches was not asked for
+		if err != nil {
+			errs = append(errs, err)
+		}
+		return len(errs) < maxListed && !errors.Is(err, errOutput)
+	})
+	return errs
+}
+
+// errOutput says that it is no fault of the image: there is no use in going on.
+var errOutput = errors.New("cannot write")
+
+// cat prints a file, a block at a time.
+func cat(w io.Writer, img *sqfs.Image, name string, ino *sqfs.Inode) error {
 	f, err := img.File(ino)
 	if err != nil {
 		return fmt.Errorf("%s: %w", printable(name), err)
 	}
-	// Whole blocks at a time: a part of one costs as much to decode as all.
+	if f.NumBlocks() == 0 {
+		return nil
+	}
 	buf := make([]byte, img.Superblock().BlockSize)
-	for off := int64(0); off < f.Size(); off += int64(len(buf)) {
-		n, err := f.ReadAt(buf, off)
-		if _, werr := w.Write(buf[:n]); werr != nil {
-			return werr
+	for e, err := range f.Extents(0) {
+		n := 0
+		if err == nil {
+			n, err = img.ReadBlock(buf, e.Block)
 		}
-		if err != nil && !errors.Is(err, io.EOF) {
+		if err == nil && e.Start+e.Len > n {
+			err = &sqfs.FormatError{What: fmt.Sprintf("fragment has %d bytes expanded, want %d", n, e.Start+e.Len), Off: e.Block.Off}
+		}
+		if err != nil {
 			return fmt.Errorf("%s: %w", printable(name), err)
+		}
+		if _, err := w.Write(buf[e.Start : e.Start+e.Len]); err != nil {
+			return fmt.Errorf("%w: %w", errOutput, err)
 		}
 	}
 	return nil

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"path"
 	"strings"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/squirefs/squire/runtime"
 	"github.com/squirefs/squire/sqfs"
 )
 
@@ -21,27 +21,41 @@ type lsOptions struct {
 	long      bool
 	recursive bool
 	json      bool
+	total     bool
 	offset    int64
 }
 
 func lsCommand() *cobra.Command {
 	var o lsOptions
 	cmd := &cobra.Command{
-		Use:   "ls [flags] IMAGE [PATH]",
+		Use:   "ls [flags] IMAGE [PATH...]",
 		Short: "List files in an image",
 		Long: `List the directory PATH (default /) of an image, or the file PATH itself.
-Bytes of names that do not print are shown as \ooo.`,
-		Args:              needArgs(1, 2),
+A PATH may have wildcards, as for "squire extract": then it stands for all that
+it matches, and directories are listed as themselves. With wildcards or several
+PATHs all names are shown from the root of the image on.
+
+Bytes of names that do not print are shown as \ooo. In long listings a + behind
+the mode tells of extended attributes; --json has their names.
+
+Exit status: 0 if all was listed, 1 if some of it is damaged or not there, 125 if
+nothing can be listed.`,
+		Example: `  squire ls -l pytorch.sqsh /usr/bin
+  squire ls -R --json pytorch.sqsh | jq -r .[].path
+  squire ls pytorch.sqsh '/usr/lib/*/libcuda*'`,
+		Args:              needArgs(1, -1),
 		ValidArgsFunction: completeImage,
 		RunE: func(c *cobra.Command, args []string) error {
-			return o.run(c.OutOrStdout(), args[0], append(args[1:], "/")[0])
+			return o.run(c, args[0], args[1:])
 		},
 	}
 	f := cmd.Flags()
 	f.BoolVarP(&o.long, "long", "l", false, "show mode, links, owner, size, time and link target")
 	f.BoolVarP(&o.recursive, "recursive", "R", false, "list what is below as well, with paths")
 	f.BoolVar(&o.json, "json", false, "print a JSON array, one line an entry")
+	f.BoolVar(&o.total, "total", false, "at the end, print the number of paths and the size of the files")
 	f.Int64Var(&o.offset, "offset", 0, "the image starts at this byte of the file")
+	cmd.MarkFlagsMutuallyExclusive("json", "total")
 	return cmd
 }
 
@@ -60,109 +74,167 @@ type entry struct {
 	Target string `json:"target,omitempty"`
 	Device string `json:"device,omitempty"` // major:minor
 
+	Xattrs []string `json:"xattrs,omitempty"` // names of extended attributes
+
 	mode fs.FileMode
 }
 
 // lister prints the entries of one listing.
 type lister struct {
 	lsOptions
-	img *sqfs.Image
-	w   *bufio.Writer
-	n   int // entries printed
+	img   *sqfs.Image
+	w     *bufio.Writer
+	stop  error // of the output
+	errs  []error
+	n     int   // entries printed
+	bytes int64 // of the files among them
 }
 
-func (o lsOptions) run(w io.Writer, image, name string) error {
+func (o lsOptions) run(c *cobra.Command, image string, paths []string) error {
 	img, done, err := openSquashfs(image, o.offset)
 	if err != nil {
 		return err
 	}
 	defer done()
-	l := &lister{lsOptions: o, img: img, w: bufio.NewWriter(w)}
-	ino, err := lookup(img, name, !o.long)
+	l := &lister{lsOptions: o, img: img, w: bufio.NewWriter(c.OutOrStdout())}
+	if len(paths) == 0 {
+		paths = []string{"/"}
+	}
+	lists, err := l.find(paths)
 	if err != nil {
 		return err
 	}
 	if o.json {
 		_, _ = l.w.WriteString("[") // a failed write is kept for Flush
 	}
-	err = l.list(name, &ino)
+	for _, list := range lists {
+		list()
+	}
 	if o.json {
 		_, _ = l.w.WriteString("\n]\n")
 	}
-	if ferr := l.w.Flush(); err == nil {
-		err = ferr
+	if o.total {
+		fmt.Fprintf(l.w, "total: %s, %s (%s) in files\n", plural(int64(l.n), "path"), sizeString(l.bytes), plural(l.bytes, "byte"))
 	}
-	return err
+	if err := l.w.Flush(); err != nil {
+		return err
+	}
+	return tellAll(c, l.errs)
 }
 
-// list prints a directory's entries, or a file. Paths in JSON are from the
-// root of the image; those for people are from the directory asked for.
-func (l *lister) list(name string, ino *sqfs.Inode) error {
-	base := inImage(name)
-	if ino.Type != sqfs.TypeDir {
-		return l.print(base, ino)
+// tellAll prints errors, and returns the exit status for them.
+func tellAll(c *cobra.Command, errs []error) error {
+	for _, err := range errs {
+		fmt.Fprintln(c.ErrOrStderr(), "squire:", runtime.OneLine(err))
 	}
-	if l.json && base != "." {
-		return l.dir(base+"/", ino, nil)
-	}
-	return l.dir("", ino, nil)
-}
-
-// maxDepth bounds the depth of a listing, as a hostile image's directories may
-// hold themselves. PATH_MAX/2 components is all that a path can have.
-const maxDepth = 2048
-
-// dir lists a directory whose entries' paths start with prefix. above are the
-// directories on the way down.
-func (l *lister) dir(prefix string, dir *sqfs.Inode, above []sqfs.InodeRef) error {
-	for _, ref := range above {
-		if ref == dir.Ref {
-			return fmt.Errorf("%s: directory holds itself: %w", printable(prefix), sqfs.ErrCorrupt)
-		}
-	}
-	if len(above) > maxDepth {
-		return fmt.Errorf("%s: too deep", printable(prefix))
-	}
-	above = append(above, dir.Ref)
-	for d, err := range l.img.Dirents(dir, 0) {
-		if err != nil {
-			return fmt.Errorf("%s: %w", printable("/"+prefix), err)
-		}
-		ino, err := l.img.Inode(d.Ref)
-		if err != nil {
-			return fmt.Errorf("%s: %w", printable(prefix+string(d.Name)), err)
-		}
-		name := prefix + string(d.Name)
-		if err := l.print(name, &ino); err != nil {
-			return err
-		}
-		if l.recursive && ino.Type == sqfs.TypeDir {
-			if err := l.dir(name+"/", &ino, above); err != nil {
-				return err
-			}
-		}
+	if len(errs) > 0 {
+		return exitError(1)
 	}
 	return nil
 }
 
-func (l *lister) print(name string, ino *sqfs.Inode) error {
+// find returns what is to be done for each path. It is an error if there is only one,
+// and that leads nowhere.
+func (l *lister) find(paths []string) (lists []func(), err error) {
+	for _, name := range paths {
+		ino, err := lookup(l.img, name, !l.long)
+		if err == nil {
+			whole := l.json || len(paths) > 1
+			lists = append(lists, func() { l.list(name, &ino, whole) })
+			continue
+		}
+		p, perr := newPattern(name)
+		if perr == nil && p.wild() && p.find(l.img, nil) {
+			lists = append(lists, func() { l.matches(&p) })
+			continue
+		}
+		if len(paths) == 1 {
+			return nil, err
+		}
+		l.errs = append(l.errs, err)
+	}
+	return lists, nil
+}
+
+// list prints a directory's entries, or a file. Paths are from the root of the image
+// if whole is set; else from the directory asked for.
+func (l *lister) list(name string, ino *sqfs.Inode, whole bool) {
+	base := inImage(name)
+	if ino.Type != sqfs.TypeDir {
+		l.print(base, ino)
+		return
+	}
+	prefix := ""
+	if whole && base != "." {
+		prefix = base + "/"
+	}
+	for v, err := range l.img.Walk(ino) {
+		switch {
+		case l.stop != nil:
+			return
+		case err != nil:
+			l.fail(inImage(base+"/"+string(v.Path)), err)
+		case v.Depth > 0 && !v.Leave:
+			l.print(prefix+string(v.Path), &v.Inode)
+			if !l.recursive {
+				v.Skip()
+			}
+		}
+	}
+}
+
+// matches prints what a pattern matches.
+func (l *lister) matches(p *pattern) {
+	p.find(l.img, func(v *sqfs.Visit, err error) bool {
+		if err != nil {
+			l.fail(string(v.Path), err)
+		} else if v.Depth == len(p.names) || l.recursive {
+			l.print(string(v.Path), &v.Inode)
+		}
+		if !l.recursive && v.Depth == len(p.names) {
+			v.Skip()
+		}
+		return l.stop == nil
+	})
+}
+
+// fail remembers an error to be told at the end.
+func (l *lister) fail(name string, err error) {
+	if len(l.errs) < maxListed {
+		l.errs = append(l.errs, fmt.Errorf("%s: %w", printable(name), err))
+	}
+}
+
+// print prints an entry. After a failed write it prints no more.
+func (l *lister) print(name string, ino *sqfs.Inode) {
+	l.n++
+	if ino.Type == sqfs.TypeFile {
+		l.bytes += ino.Size
+	}
 	if !l.long && !l.json {
-		_, err := fmt.Fprintln(l.w, printable(name))
-		return err
+		_, l.stop = fmt.Fprintln(l.w, printable(name))
+		return
 	}
-	e, err := l.entry(name, ino)
-	if err != nil {
-		return err
-	}
+	e := l.entry(name, ino)
 	if l.json {
-		return l.printJSON(&e)
+		l.stop = l.printJSON(&e)
+	} else {
+		l.stop = l.printLong(&e)
 	}
+}
+
+func (l *lister) printLong(e *entry) error {
 	size := fmt.Sprint(e.Size)
 	if e.Device != "" {
 		size = strings.Replace(e.Device, ":", ", ", 1)
 	}
-	_, err = fmt.Fprintf(l.w, "%s %3d %-11s %10s %s %s", modeString(e.mode), e.Links,
-		fmt.Sprintf("%d/%d", e.UID, e.GID), size, e.MTime[:10]+" "+e.MTime[11:16], printable(name))
+	mode := modeString(e.mode) + " "
+	links := fmt.Sprintf("%3d", e.Links)
+	if len(e.Xattrs) > 0 {
+		mode, links = modeString(e.mode)+"+ ", fmt.Sprintf("%2d", e.Links)
+	}
+	_, err := fmt.Fprintf(l.w, "%s%s %-11s %10s %s %s", mode, links,
+		fmt.Sprintf("%d/%d", e.UID, e.GID), size, e.MTime[:10]+" "+e.MTime[11:16], printable(e.Path))
 	if e.Target != "" {
 		_, err = fmt.Fprintf(l.w, " -> %s", printable(e.Target))
 	}
@@ -176,14 +248,15 @@ func (l *lister) printJSON(e *entry) error {
 		return err
 	}
 	sep := "\n"
-	if l.n++; l.n > 1 {
+	if l.n > 1 {
 		sep = ",\n"
 	}
 	_, err = l.w.WriteString(sep + string(b))
 	return err
 }
 
-func (l *lister) entry(name string, ino *sqfs.Inode) (entry, error) {
+// entry describes an inode. What of it is damaged is left out and told at the end.
+func (l *lister) entry(name string, ino *sqfs.Inode) entry {
 	e := entry{
 		Path: name, Type: typeNames[ino.Type], Mode: fmt.Sprintf("%04o", ino.Mode), UID: ino.UID, GID: ino.GID,
 		Size: ino.Size, MTime: time.Unix(int64(ino.ModTime), 0).UTC().Format(time.RFC3339),
@@ -196,14 +269,21 @@ func (l *lister) entry(name string, ino *sqfs.Inode) (entry, error) {
 	case sqfs.TypeSymlink:
 		to, err := l.img.AppendLink(nil, ino)
 		if err != nil {
-			return e, fmt.Errorf("%s: %w", printable(name), err)
+			l.fail(name, err)
 		}
 		e.Target = string(to)
 	case sqfs.TypeBlock, sqfs.TypeChar:
 		// new_decode_dev in include/linux/kdev_t.h
 		e.Device = fmt.Sprintf("%d:%d", ino.Rdev>>8&0xfff, ino.Rdev&0xff|ino.Rdev>>12&0xfff00)
 	}
-	return e, nil
+	for x, err := range l.img.Xattrs(ino) {
+		if err != nil {
+			l.fail(name, err)
+			break
+		}
+		e.Xattrs = append(e.Xattrs, x.Name)
+	}
+	return e
 }
 
 var typeNames = map[sqfs.Type]string{
@@ -245,19 +325,11 @@ func modeString(m fs.FileMode) string {
 // lookup finds a path in an image. Links on the way are followed, the last one
 // if follow says so or the path ends in a slash.
 func lookup(img *sqfs.Image, name string, follow bool) (sqfs.Inode, error) {
-	clean := inImage(name)
-	if clean == "." {
-		return img.Inode(img.Root())
-	}
-	stat := img.Lstat
-	if follow || strings.HasSuffix(name, "/") {
-		stat = img.Stat
-	}
-	fi, err := stat(clean)
+	ino, err := img.Resolve(name, follow)
 	if err != nil {
-		return sqfs.Inode{}, notIn(name, err)
+		return ino, notIn(name, err)
 	}
-	return *fi.Sys().(*sqfs.Inode), nil
+	return ino, nil
 }
 
 // inImage is a path in an image in the form of io/fs.

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"path"
 	"strings"
+
+	"github.com/squirefs/squire/sqfs"
 )
 
 // pattern is a path of an image in which each name may have wildcards. It is of any
@@ -63,6 +65,35 @@ func (p *pattern) match(file []byte) (at, above bool) {
 		}
 	}
 	return true, false
+}
+
+// wild reports whether the pattern can match more than one path.
+func (p *pattern) wild() bool { return strings.ContainsAny(p.text, `*?[\`) }
+
+// find walks the image and calls visit for what p matches, what lies below, and what is
+// damaged on the way. It returns whether p matches anything. Without visit it stops
+// there; else visit says whether to go on.
+func (p *pattern) find(img *sqfs.Image, visit func(*sqfs.Visit, error) bool) (found bool) {
+	root, err := img.Inode(img.Root())
+	if err != nil {
+		return false
+	}
+	for v, err := range img.Walk(&root) {
+		at, above := p.match(v.Path)
+		switch {
+		case v.Leave:
+		case !at && !above:
+			v.Skip()
+		case at && err == nil && visit == nil:
+			return true
+		case at || err != nil:
+			found = found || at
+			if visit != nil && !visit(v, err) {
+				return found
+			}
+		}
+	}
+	return found
 }
 
 // matchName is fnmatch with FNM_PERIOD, as in unsquashfs: a dot at the beginning of a
