@@ -19,7 +19,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 export CGO_ENABLED = 0
 GOBUILD = go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 # Tests live in the tree and, where they are not part of the product, beside the data that they are about.
-PACKAGES = ./... ./testdata/tally
+PACKAGES = ./... ./testdata/tally ./testdata/hostile/...
 
 GOLANGCI_VERSION = v2.15.0
 GOLANGCI = .tools/golangci-lint-$(GOLANGCI_VERSION)
