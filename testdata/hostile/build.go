@@ -39,6 +39,9 @@ type node struct {
 	xattrs   []xattr // of extended inodes
 	entries  []entry // of a directory, in this order
 	indexed  bool    // an extended directory has an index
+	listed   []byte  // of a directory: the listing as it is, in place of entries
+	indexes  []byte  // likewise the index
+	indexLen uint16
 
 	// What the builder finds out.
 	number, nlink, parent uint32
@@ -82,6 +85,10 @@ type builder struct {
 	// (name ""), packMeta those of a metadata block.
 	pack     func(name string, i int, raw []byte) (disk []byte, stored bool)
 	packMeta packMeta
+
+	// Bytes that are no records of nodes: at the start of the inode table, and in place of
+	// all attributes and their sets.
+	rawInodes, rawXattrs, rawSets []byte
 
 	inodes, dirs, frags, lookup, idTable, kv, sets table
 	nodes                                          []*node // in the order of the inode table
@@ -271,6 +278,7 @@ func (b *builder) writeTables(im *image) {
 		t.reset()
 	}
 	b.addXattrs()
+	b.inodes.raw = append(b.inodes.raw, b.rawInodes...)
 	names := map[*node]string{}
 	for name, n := range b.walk {
 		names[n] = name

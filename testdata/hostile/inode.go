@@ -124,7 +124,7 @@ func (b *builder) addLongDir(name string, n *node) {
 	t.u32("size", uint32(n.bytes+3))
 	t.u32("start", uint32(ref>>16))
 	t.u32("parent", n.parent)
-	t.u16("index_count", uint16(len(n.index)))
+	t.u16("index_count", uint16(len(n.index))+n.indexLen)
 	t.u16("offset", uint16(ref))
 	t.u32("xattr", n.set)
 	for i, x := range n.index {
@@ -134,6 +134,7 @@ func (b *builder) addLongDir(name string, n *node) {
 		t.u32("size", uint32(len(x.name)-1))
 		t.bytes("name", x.name)
 	}
+	t.raw = append(t.raw, n.indexes...)
 }
 
 // maxRun is how many entries may follow one header: SQUASHFS_DIR_COUNT.
@@ -176,6 +177,7 @@ func (b *builder) addListing(name string, n *node) {
 		}
 		le.PutUint32(t.raw[count:], uint32(k-1))
 	}
+	t.raw = append(t.raw, n.listed...)
 	n.bytes = len(t.raw) - n.listing
 }
 
@@ -183,6 +185,7 @@ func (b *builder) addListing(name string, n *node) {
 // Values out of line come behind all lists; where is known from the round before.
 func (b *builder) addXattrs() {
 	t, sets := &b.kv, uint32(0)
+	t.raw, b.sets.raw = append(t.raw, b.rawXattrs...), append(b.sets.raw, b.rawSets...)
 	var away []*xattr
 	first := map[string]*xattr{} // equal values out of line are there once
 	for name, n := range b.walk {
