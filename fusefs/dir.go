@@ -31,7 +31,7 @@ func (f *FS) directory(node uint64) (sqfs.Inode, fuse.Status) {
 
 // ReadDir lists a directory from in.Offset on, as far as the reply has room.
 func (f *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return f.readDir(in, func(e fuse.DirEntry, _ sqfs.InodeRef) bool { return out.AddDirEntry(e) })
+	return f.readDir(in, func(e fuse.DirEntry, _ sqfs.Dirent) bool { return out.AddDirEntry(e) })
 }
 
 // ReadDirPlus lists a directory with the attributes of all entries: one message primes the kernel's dentries and
@@ -40,21 +40,19 @@ func (f *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList)
 // An entry whose inode is damaged is listed without attributes (node 0; fs/fuse/readdir.c: fuse_direntplus_link), so
 // that only those who look it up get an error. "." and ".." never have any.
 func (f *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return f.readDir(in, func(e fuse.DirEntry, ref sqfs.InodeRef) bool {
+	dir := f.ref(in.NodeId)
+	return f.readDir(in, func(e fuse.DirEntry, d sqfs.Dirent) bool {
 		entry := out.AddDirLookupEntry(e)
-		if entry != nil && ref != noRef {
-			_ = f.entry(ref, entry) // an error leaves node 0; LOOKUP will report it
+		if entry != nil && d.Name != nil {
+			_ = f.entry(dir, d, entry) // an error leaves node 0; LOOKUP will report it
 		}
 		return entry != nil
 	})
 }
 
-// noRef stands for the inode of "." and "..".
-const noRef = sqfs.InodeRef(maxRef + 1)
-
-// readDir calls add with the entries from in.Offset on, until it returns false. Damage in the middle ends the reply
-// early; the next request begins with it and fails.
-func (f *FS) readDir(in *fuse.ReadIn, add func(fuse.DirEntry, sqfs.InodeRef) bool) fuse.Status {
+// readDir calls add with the entries from in.Offset on, until it returns false; without name for "." and "..", whose inodes
+// are of no interest. Damage in the middle ends the reply early; the next request begins with it and fails.
+func (f *FS) readDir(in *fuse.ReadIn, add func(fuse.DirEntry, sqfs.Dirent) bool) fuse.Status {
 	f.counts.readDir.Add(1)
 	dir, code := f.directory(in.NodeId)
 	if !code.Ok() {
@@ -83,7 +81,7 @@ func (f *FS) readDir(in *fuse.ReadIn, add func(fuse.DirEntry, sqfs.InodeRef) boo
 		}
 		// AddDirEntry copies the name, so it may be a view of memory that lasts for this step only.
 		name := unsafe.String(unsafe.SliceData(d.Name), len(d.Name))
-		if !add(fuse.DirEntry{Name: name, Ino: uint64(d.Number), Mode: f.direntMode(d.Type), Off: uint64(d.Pos)}, d.Ref) {
+		if !add(fuse.DirEntry{Name: name, Ino: uint64(d.Number), Mode: f.direntMode(d.Type), Off: uint64(d.Pos)}, d) {
 			break
 		}
 		some = true
@@ -93,13 +91,13 @@ func (f *FS) readDir(in *fuse.ReadIn, add func(fuse.DirEntry, sqfs.InodeRef) boo
 
 // addDots adds "." and "..", which squashfs does not store, with the inode numbers that fs/squashfs/dir.c:
 // squashfs_readdir shows: the parent's is in the directory's inode.
-func addDots(dir *sqfs.Inode, off uint64, add func(fuse.DirEntry, sqfs.InodeRef) bool) bool {
+func addDots(dir *sqfs.Inode, off uint64, add func(fuse.DirEntry, sqfs.Dirent) bool) bool {
 	if off == posStart &&
-		!add(fuse.DirEntry{Name: ".", Ino: uint64(dir.Number), Mode: unix.S_IFDIR, Off: posDot}, noRef) {
+		!add(fuse.DirEntry{Name: ".", Ino: uint64(dir.Number), Mode: unix.S_IFDIR, Off: posDot}, sqfs.Dirent{}) {
 		return false
 	}
 	return off > posDot ||
-		add(fuse.DirEntry{Name: "..", Ino: uint64(dir.Parent), Mode: unix.S_IFDIR, Off: posEntries}, noRef)
+		add(fuse.DirEntry{Name: "..", Ino: uint64(dir.Parent), Mode: unix.S_IFDIR, Off: posEntries}, sqfs.Dirent{})
 }
 
 // validName reports whether a name can be an entry of a Linux directory. The kernel fails the whole listing for a

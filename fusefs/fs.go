@@ -74,6 +74,7 @@ type FS struct {
 	initFlags atomic.Uint64 // what the kernel offered in INIT
 	pieces    chan piece    // to helpers, which Serve starts; without buffer, so that a send finds an idle one or none
 	counts    counters
+	places    places
 }
 
 var _ fuse.RawFileSystem = (*FS)(nil)
@@ -139,16 +140,21 @@ const nodeBase = 2
 // maxRef is the largest inode reference: 48 bits (squashfs_fs.h: SQUASHFS_MKINODE).
 const maxRef = 1<<48 - 1
 
+// ref returns the reference that a node id stands for.
+func (f *FS) ref(node uint64) sqfs.InodeRef {
+	if node == fuse.FUSE_ROOT_ID {
+		return f.img.Root()
+	}
+	return sqfs.InodeRef(node - nodeBase)
+}
+
 // inode returns the inode behind a node id. The kernel asks only for ids it was given, so an error means damage that
 // came after, or a request resent to a server of another image.
 func (f *FS) inode(node uint64) (sqfs.Inode, fuse.Status) {
-	ref := f.img.Root()
-	if node != fuse.FUSE_ROOT_ID {
-		if node < nodeBase || node > maxRef+nodeBase {
-			return sqfs.Inode{}, fuse.Status(estale)
-		}
-		ref = sqfs.InodeRef(node - nodeBase)
+	if node != fuse.FUSE_ROOT_ID && (node < nodeBase || node > maxRef+nodeBase) {
+		return sqfs.Inode{}, fuse.Status(estale)
 	}
+	ref := f.ref(node)
 	ino, err := f.img.Inode(ref)
 	if err != nil {
 		return ino, f.eio("inode", ref, err)
@@ -175,24 +181,34 @@ func (f *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.
 	if err != nil {
 		return f.eio("lookup", dir.Ref, err)
 	}
-	if err := f.entry(d.Ref, out); err != nil {
+	if err := f.entry(dir.Ref, d, out); err != nil {
 		return f.eio("lookup", d.Ref, err)
 	}
 	return fuse.OK
 }
 
-var errRootEntry = errors.New("directory entry names the root of the image")
+var (
+	errRootEntry  = errors.New("directory entry names the root of the image")
+	errEntryType  = errors.New("directory entry is of another type than its inode")
+	errTwoParents = errors.New("directory was found in another place before")
+)
 
-// entry fills out with the inode at ref.
-func (f *FS) entry(ref sqfs.InodeRef, out *fuse.EntryOut) error {
-	if ref == f.img.Root() {
+// entry fills out with the inode that d of the directory dir leads to.
+func (f *FS) entry(dir sqfs.InodeRef, d sqfs.Dirent, out *fuse.EntryOut) error {
+	if d.Ref == f.img.Root() {
 		return errRootEntry // a loop; the kernel refuses FUSE_ROOT_ID here too (fs/fuse/dir.c: invalid_nodeid)
 	}
-	ino, err := f.img.Inode(ref)
+	ino, err := f.img.Inode(d.Ref)
 	if err != nil {
 		return err
 	}
-	out.NodeId = uint64(ref) + nodeBase
+	if ino.Type != d.Type {
+		return errEntryType
+	}
+	if ino.Type == sqfs.TypeDir && !f.places.enter(d.Ref, place{dir, d.Pos}) {
+		return errTwoParents
+	}
+	out.NodeId = uint64(d.Ref) + nodeBase
 	out.SetEntryTimeout(forever)
 	out.SetAttrTimeout(forever)
 	f.attr(&ino, &out.Attr)

@@ -39,6 +39,8 @@ type role struct {
 	Dir string
 	// Script, if not empty, makes this process one in a user namespace that mounts, starts a server and runs it.
 	Script []string
+	// Hostile makes this process one that serves the images of package hostile, see hostile_test.go.
+	Hostile bool
 }
 
 func TestMain(m *testing.M) {
@@ -50,9 +52,14 @@ func TestMain(m *testing.M) {
 	if err := json.Unmarshal([]byte(spec), &r); err != nil {
 		fatal(err)
 	}
-	if r.Script != nil {
+	switch {
+	case r.Hostile:
+		if err := serveHostile(); err != nil {
+			fatal(err)
+		}
+	case r.Script != nil:
 		r.runScript()
-	} else {
+	default:
 		r.serve()
 	}
 	os.Exit(0)
