@@ -40,7 +40,7 @@ func FuzzFields(f *testing.F) {
 }
 
 func checkImage(t *testing.T, b []byte) {
-	src := &countingReader{r: bytes.NewReader(b)}
+	src := &countingReader{ReaderAt: bytes.NewReader(b)}
 	img, err := New(src, int64(len(b)), &Options{MetadataCache: 1 << 20})
 	if err != nil {
 		known(t, err)
@@ -48,8 +48,8 @@ func checkImage(t *testing.T, b []byte) {
 	}
 	c := newInvariants(t, img)
 	c.walkBoth()
-	if limit := int64(200000); src.reads.Load() > limit {
-		t.Errorf("%d reads, want at most %d", src.reads.Load(), limit)
+	if limit := int64(200000); src.n.Load() > limit {
+		t.Errorf("%d reads, want at most %d", src.n.Load(), limit)
 	}
 }
 

@@ -11,23 +11,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/squirefs/squire/sqfs/internal/disk"
 )
-
-// countingReader counts reads.
-type countingReader struct {
-	r     io.ReaderAt
-	reads atomic.Int64
-}
-
-func (c *countingReader) ReadAt(p []byte, off int64) (int, error) {
-	c.reads.Add(1)
-	return c.r.ReadAt(p, off)
-}
 
 // invariants checks what holds of every image that opens, however damaged.
 type invariants struct {
