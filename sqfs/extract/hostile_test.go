@@ -82,7 +82,7 @@ func newGuard() (*guard, error) {
 // look describes everything outside the target, and the places in /tmp that images name.
 func (g *guard) look() map[string]string {
 	seen := map[string]string{}
-	note := func(name string, _ fs.DirEntry, err error) error {
+	note := func(name string, _ fs.DirEntry, _ error) error {
 		if name == g.target {
 			return fs.SkipDir
 		}
