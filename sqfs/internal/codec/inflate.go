@@ -24,6 +24,9 @@ func inflate(dst, src []byte) (n, used int, err error) {
 	z.src, z.dst = src, dst
 	z.pos, z.out, z.buf, z.n = 0, 0, 0, 0
 	err = z.blocks()
+	if z.overrun() {
+		err = errTruncated
+	}
 	z.align()
 	n, used = z.out, z.pos
 	z.src, z.dst = nil, nil
@@ -75,7 +78,8 @@ func (z *inflater) blocks() error {
 }
 
 // refill fills buf to at least 56 bits. Behind the end of src all bits are 0, and count
-// in pos: overrun tells.
+// in pos: overrun tells. They lead to no harm before: whatever they say, it ends when dst
+// is full.
 func (z *inflater) refill() {
 	if len(z.src)-z.pos >= 8 {
 		z.buf, z.pos, z.n = load(z.src, z.buf, z.pos, z.n)
@@ -358,9 +362,6 @@ func (z *inflater) slow(t *tables) error {
 		}
 		if e&entryLiteral != 0 {
 			z.take(uint(e & 63))
-			if z.overrun() {
-				return errTruncated
-			}
 			if z.out == len(z.dst) {
 				return errTooLong
 			}
@@ -370,12 +371,10 @@ func (z *inflater) slow(t *tables) error {
 		}
 		length := value(e, z.buf)
 		z.take(uint(e & 63))
-		switch {
-		case z.overrun():
-			return errTruncated
-		case e&entryEnd != 0:
+		if e&entryEnd != 0 {
 			return nil
-		case e&entrySpecial != 0:
+		}
+		if e&entrySpecial != 0 {
 			return errSymbol
 		}
 
@@ -387,8 +386,6 @@ func (z *inflater) slow(t *tables) error {
 		dist := value(e, z.buf)
 		z.take(uint(e & 63))
 		switch {
-		case z.overrun():
-			return errTruncated
 		case e&entrySpecial != 0:
 			return errSymbol
 		case dist > z.out:

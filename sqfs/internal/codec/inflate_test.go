@@ -140,7 +140,7 @@ func writers() map[string]resetWriter {
 }
 
 func TestInflateRoundTrip(t *testing.T) {
-	sizes := []int{0, 1, 2, 3, 4, 7, 8, 9, 63, 64, 257, 258, 259, 260, 299, 300, 301, 302, 303, 4096, 8191, 8192, 32767, 32768, 32769, 65535, 65536, 131072, 1 << 20}
+	sizes := []int{0, 1, 2, 3, 4, 7, 8, 9, 63, 64, 257, 258, 259, 260, 299, 300, 301, 302, 303, 4096, 8191, 8192, 32767, 32768, 32769, 65535, 65536, 131072, 1 << 18}
 	for writer, w := range writers() {
 		for shape, data := range shapes() {
 			for _, size := range sizes {
@@ -172,7 +172,7 @@ func TestInflateRoundTrip(t *testing.T) {
 // TestInflateDamage cuts streams everywhere and changes each of their bytes.
 func TestInflateDamage(t *testing.T) {
 	for shape, data := range shapes() {
-		const size = 700
+		const size = 400
 		want := data(size)
 		for _, level := range []int{zlib.HuffmanOnly, zlib.NoCompression, zlib.BestSpeed, zlib.BestCompression} {
 			var buf bytes.Buffer
@@ -183,8 +183,8 @@ func TestInflateDamage(t *testing.T) {
 			w.Close()
 			src := buf.Bytes()
 			for cut := range src {
-				if _, err := inflateInto(t, src[:cut], size); err == nil {
-					t.Fatalf("%s, level %d: no error after %d of %d bytes", shape, level, cut, len(src))
+				if _, err := inflateInto(t, src[:cut], size); !errors.Is(err, errTruncated) {
+					t.Fatalf("%s, level %d: %d of %d bytes: %v", shape, level, cut, len(src), err)
 				}
 			}
 			for i := range src {
@@ -360,6 +360,7 @@ func handmade() []handmadeStream {
 		}), errLengths},
 		{"checksum", append(bytes.Clone(empty[:len(empty)-1]), 2), errChecksum},
 		{"without checksum", empty[:len(empty)-1], errTruncated},
+		{"cut in the end of block, all 0", empty[:3], errTruncated},
 		{"without deflate stream", empty[:2], errTruncated},
 	}
 }
@@ -479,6 +480,50 @@ func randomLens(rnd *rand.Rand, n, need int) []int {
 		lens[syms[i]] = l
 	}
 	return lens
+}
+
+// TestInflateLongest expands matches that take all bits they can, 48, after literals of
+// all lengths, so that they come with as few bits left in the buffer as there can be.
+func TestInflateLongest(t *testing.T) {
+	lens := func(n int, long ...int) []int { // 1, 2 ... 15 bits, one each, and 15 for a second
+		l := make([]int, n)
+		for i := range 15 - len(long) + 1 {
+			l[i] = i + 1
+		}
+		for _, sym := range long {
+			l[sym] = 15
+		}
+		return l
+	}
+	rnd := rand.New(rand.NewPCG(7, 8))
+	lit := newHuffman(lens(285, 284, endOfBlock))
+	dist := newHuffman(lens(30, 29, 28))
+	noise := shapes()["noise"](1 << 15)
+	var w bitWriter
+	w.bits(0, 8)
+	w.bits(1<<15|uint64(^uint16(1<<15))<<16, 32)
+	w.b = append(w.b, noise...)
+	header(&w, 1, lit.lens, dist.lens)
+	data := noise
+	for range 20000 {
+		for range rnd.IntN(4) {
+			sym := rnd.IntN(14)
+			lit.write(&w, sym)
+			data = append(data, byte(sym))
+		}
+		extra, distance := rnd.IntN(31), rnd.IntN(1<<13) // an extra of 31 is symbol 285
+		lit.write(&w, 284)
+		w.bits(uint64(extra), 5)
+		dist.write(&w, 29)
+		w.bits(uint64(distance), 13)
+		for range 227 + extra {
+			data = append(data, data[len(data)-24577-distance])
+		}
+	}
+	lit.write(&w, endOfBlock)
+	if got, err := inflateInto(t, w.zlib(data), len(data)); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("%d of %d bytes, %v", len(got), len(data), err)
+	}
 }
 
 // TestInflateAllocates holds that no block allocates.
