@@ -48,7 +48,7 @@ type inflater struct {
 
 	lens    [maxLitlenCodes + maxDistCodes]uint8
 	precode [1 << precodeBits]uint32
-	own     tables
+	own     codeTables
 }
 
 var inflaters = sync.Pool{New: func() any { return new(inflater) }}
@@ -63,7 +63,7 @@ func (z *inflater) blocks() error {
 		case 0:
 			err = z.stored()
 		case 1:
-			err = z.compressed(fixed())
+			err = z.compressed(fixedTables())
 		case 2:
 			if err = z.codes(); err == nil {
 				err = z.compressed(&z.own)
@@ -82,7 +82,7 @@ func (z *inflater) blocks() error {
 // is full.
 func (z *inflater) refill() {
 	if len(z.src)-z.pos >= 8 {
-		z.buf, z.pos, z.n = load(z.src, z.buf, z.pos, z.n)
+		z.buf, z.pos, z.n = loadBits(z.src, z.buf, z.pos, z.n)
 		return
 	}
 	for ; z.n < 56; z.n += 8 {
@@ -93,9 +93,9 @@ func (z *inflater) refill() {
 	}
 }
 
-// load fills buf to at least 56 bits, of which it has n, from src[pos:], where there are
+// loadBits fills buf to at least 56 bits, of which it has n, from src[pos:], where there are
 // 8 bytes or more. Of n only the low 6 bits count.
-func load(src []byte, buf uint64, pos int, n uint) (uint64, int, uint) {
+func loadBits(src []byte, buf uint64, pos int, n uint) (uint64, int, uint) {
 	return buf | binary.LittleEndian.Uint64(src[pos:pos+8])<<(n&63), pos + int(7-n>>3&7), n | 56
 }
 
@@ -140,7 +140,7 @@ func (z *inflater) stored() error {
 	return nil
 }
 
-// codes reads the codes of a block. build lets a precode of a single symbol pass, which
+// codes reads the codes of a block. buildTable lets a precode of a single symbol pass, which
 // zlib refuses, but nothing can come of it: all lengths are the same then, and no code
 // of 257 to 286 symbols of one length is complete.
 func (z *inflater) codes() error {
@@ -155,7 +155,7 @@ func (z *inflater) codes() error {
 		}
 		lens[sym] = uint8(z.take(3))
 	}
-	if err := build(z.precode[:], precodeBits, lens[:], precodeSymbols[:]); err != nil {
+	if err := buildTable(z.precode[:], precodeBits, lens[:], precodeSymbols[:]); err != nil {
 		return err
 	}
 	if err := z.lengths(z.lens[:litlens+dists]); err != nil {
@@ -164,10 +164,10 @@ func (z *inflater) codes() error {
 	if z.lens[endOfBlock] == 0 {
 		return errLengths
 	}
-	if err := build(z.own.litlen[:], litlenBits, z.lens[:litlens], litlenSymbols[:]); err != nil {
+	if err := buildTable(z.own.litlen[:], litlenBits, z.lens[:litlens], litlenSymbols[:]); err != nil {
 		return err
 	}
-	return build(z.own.dist[:], distBits, z.lens[litlens:litlens+dists], distSymbols[:])
+	return buildTable(z.own.dist[:], distBits, z.lens[litlens:litlens+dists], distSymbols[:])
 }
 
 // precodeOrder is the order of the lengths of the precode, RFC 1951, 3.2.7.
@@ -211,7 +211,7 @@ func (z *inflater) lengths(lens []uint8) error {
 }
 
 // compressed expands a block that has the codes t.
-func (z *inflater) compressed(t *tables) error {
+func (z *inflater) compressed(t *codeTables) error {
 	end, err := z.fast(t)
 	if end || err != nil {
 		return err
@@ -241,15 +241,15 @@ const (
 //
 // Measured and not kept: two and three literals in a step, steps without a branch between
 // literal and length, tables of 10 and 12 bits, copies of 16 bytes (all as fast or
-// slower), and a second load in every step (7% slower).
-func (z *inflater) fast(t *tables) (end bool, err error) {
+// slower), and a second load in every step (6% slower).
+func (z *inflater) fast(t *codeTables) (end bool, err error) {
 	// A capacity that is the length is one value less to keep in a register.
 	src, dst := z.src[:len(z.src):len(z.src)], z.dst[:len(z.dst):len(z.dst)]
 	pos, out, buf, n := z.pos, z.out, z.buf, z.n
 	if len(src)-pos < fastIn {
 		return false, nil
 	}
-	buf, pos, n = load(src, buf, pos, n)
+	buf, pos, n = loadBits(src, buf, pos, n)
 	e := t.litlen[buf&(1<<litlenBits-1)]
 	for pos+fastIn <= len(src) && out < len(dst) {
 		if e&entryLiteral != 0 {
@@ -258,7 +258,7 @@ func (z *inflater) fast(t *tables) (end bool, err error) {
 			buf >>= e & 63
 			n -= uint(e)
 			if uint8(n) < stepBits {
-				buf, pos, n = load(src, buf, pos, n)
+				buf, pos, n = loadBits(src, buf, pos, n)
 			}
 			e = t.litlen[buf&(1<<litlenBits-1)]
 			continue
@@ -267,7 +267,7 @@ func (z *inflater) fast(t *tables) (end bool, err error) {
 			if e&entryLink != 0 {
 				buf >>= litlenBits
 				n -= litlenBits
-				e = t.litlen[linked(e, buf)&(litlenSize-1)]
+				e = t.litlen[linkedEntry(e, buf)&(litlenSize-1)]
 				if e&(entryLiteral|entrySpecial) != 0 {
 					continue // with e: pos and out are what they were
 				}
@@ -281,29 +281,29 @@ func (z *inflater) fast(t *tables) (end bool, err error) {
 				break
 			}
 		}
-		length := value(e, buf)
+		length := entryValue(e, buf)
 		buf >>= e & 63
 		n -= uint(e)
 
 		e = t.dist[buf&(1<<distBits-1)]
 		if uint8(n) < stepBits {
-			buf, pos, n = load(src, buf, pos, n)
+			buf, pos, n = loadBits(src, buf, pos, n)
 		}
 		if e&entrySpecial != 0 {
 			if e&entryLink != 0 {
 				buf >>= distBits
 				n -= distBits
-				e = t.dist[linked(e, buf)&(distSize-1)]
+				e = t.dist[linkedEntry(e, buf)&(distSize-1)]
 			}
 			if e&entrySpecial != 0 {
 				return false, errSymbol
 			}
 		}
-		dist := value(e, buf)
+		dist := entryValue(e, buf)
 		buf >>= e & 63
 		n -= uint(e)
 
-		buf, pos, n = load(src, buf, pos, n)
+		buf, pos, n = loadBits(src, buf, pos, n)
 		e = t.litlen[buf&(1<<litlenBits-1)]
 
 		from := out - dist
@@ -319,7 +319,7 @@ func (z *inflater) fast(t *tables) (end bool, err error) {
 				dst[out+k] = dst[from+k]
 			}
 		case dist < 8:
-			repeat(dst[from:], dist, length)
+			repeatBytes(dst[from:], dist, length)
 		default:
 			to, old := (*[matchStep]byte)(dst[out:out+matchStep]), (*[matchStep]byte)(dst[from:from+matchStep])
 			*(*[8]byte)(to[0:]) = *(*[8]byte)(old[0:])
@@ -337,9 +337,9 @@ func (z *inflater) fast(t *tables) (end bool, err error) {
 	return end, err
 }
 
-// repeat writes length bytes at b[dist:], over and over the dist bytes before. dist is
+// repeatBytes writes length bytes at b[dist:], over and over the dist bytes before. dist is
 // less than 8. It may write 7 bytes more.
-func repeat(b []byte, dist, length int) {
+func repeatBytes(b []byte, dist, length int) {
 	d := 8 * uint(dist)
 	v := binary.LittleEndian.Uint64(b) & (1<<d - 1)
 	v |= v << d
@@ -352,13 +352,13 @@ func repeat(b []byte, dist, length int) {
 }
 
 // slow expands the rest of a block, with care for both ends.
-func (z *inflater) slow(t *tables) error {
+func (z *inflater) slow(t *codeTables) error {
 	for {
 		z.refill() // enough for a length and a distance, 48 bits
 		e := t.litlen[z.buf&(1<<litlenBits-1)]
 		if e&entryLink != 0 {
 			z.take(litlenBits)
-			e = t.litlen[linked(e, z.buf)&(litlenSize-1)]
+			e = t.litlen[linkedEntry(e, z.buf)&(litlenSize-1)]
 		}
 		if e&entryLiteral != 0 {
 			z.take(uint(e & 63))
@@ -369,7 +369,7 @@ func (z *inflater) slow(t *tables) error {
 			z.out++
 			continue
 		}
-		length := value(e, z.buf)
+		length := entryValue(e, z.buf)
 		z.take(uint(e & 63))
 		if e&entryEnd != 0 {
 			return nil
@@ -381,9 +381,9 @@ func (z *inflater) slow(t *tables) error {
 		e = t.dist[z.buf&(1<<distBits-1)]
 		if e&entryLink != 0 {
 			z.take(distBits)
-			e = t.dist[linked(e, z.buf)&(distSize-1)]
+			e = t.dist[linkedEntry(e, z.buf)&(distSize-1)]
 		}
-		dist := value(e, z.buf)
+		dist := entryValue(e, z.buf)
 		z.take(uint(e & 63))
 		switch {
 		case e&entrySpecial != 0:

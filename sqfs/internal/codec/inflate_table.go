@@ -29,14 +29,14 @@ const (
 	entryBase = 16 // lowest bit of the base
 )
 
-// value returns the length or distance of e, whose code is next in buf.
-func value(e uint32, buf uint64) int {
+// entryValue returns the length or distance of e, whose code is next in buf.
+func entryValue(e uint32, buf uint64) int {
 	return int(e>>entryBase) + int(buf&(1<<(e&63)-1)>>(e>>8&63))
 }
 
-// linked returns the index of the entry to which the link e leads, when buf has the bits
+// linkedEntry returns the index of the entry to which the link e leads, when buf has the bits
 // behind the root. The caller masks it.
-func linked(e uint32, buf uint64) uint32 {
+func linkedEntry(e uint32, buf uint64) uint32 {
 	return e>>entryBase + uint32(buf)&(1<<(e>>8&15)-1)
 }
 
@@ -49,10 +49,10 @@ const (
 	endOfBlock     = 256
 )
 
-// The roots are those that measured best. Behind them a complete code needs further
-// tables of together at most 294 and 146 entries (zlib's examples/enough.c: 2342 entries
-// for 286 symbols and a root of 11 bits, 402 for 30 and 8). The sizes are powers of two
-// so that an index can be masked, which costs less than to check it.
+// The roots are those that measured best. With them a complete code needs tables of at
+// most 2340 and 400 entries, by zlib's examples/enough.c for 286 and 30 symbols. The
+// sizes are powers of two so that an index can be masked, which costs less than to check
+// it.
 const (
 	litlenBits  = 11
 	litlenSize  = 1 << 12
@@ -61,8 +61,8 @@ const (
 	precodeBits = 7 // the longest code
 )
 
-// tables are the codes of a block.
-type tables struct {
+// codeTables are the codes of a block.
+type codeTables struct {
 	litlen [litlenSize]uint32
 	dist   [distSize]uint32
 }
@@ -108,8 +108,8 @@ var (
 	}()
 )
 
-// fixed returns the tables of RFC 1951, 3.2.6.
-var fixed = sync.OnceValue(func() *tables {
+// fixedTables returns the tables of RFC 1951, 3.2.6.
+var fixedTables = sync.OnceValue(func() *codeTables {
 	var litlen [288]uint8
 	for i := range litlen {
 		switch {
@@ -127,17 +127,17 @@ var fixed = sync.OnceValue(func() *tables {
 	for i := range dist {
 		dist[i] = 5
 	}
-	t := new(tables)
-	if build(t.litlen[:], litlenBits, litlen[:], litlenSymbols[:]) != nil || build(t.dist[:], distBits, dist[:], distSymbols[:]) != nil {
+	t := new(codeTables)
+	if buildTable(t.litlen[:], litlenBits, litlen[:], litlenSymbols[:]) != nil || buildTable(t.dist[:], distBits, dist[:], distSymbols[:]) != nil {
 		panic("inflate: fixed codes are wrong")
 	}
 	return t
 })
 
-// build fills table, with a root of root bits, for the code whose lengths are lens: each
+// buildTable fills table, with a root of root bits, for the code whose lengths are lens: each
 // at most 15, and 0 where a symbol has no code. As in zlib (inftrees.c, inflate_table) a
 // code must be complete, or have one symbol of one bit, or none.
-func build(table []uint32, root int, lens []uint8, symbols []uint32) error {
+func buildTable(table []uint32, root int, lens []uint8, symbols []uint32) error {
 	var count, next [maxCodeBits + 1]uint16
 	for _, n := range lens {
 		count[n&15]++
@@ -165,7 +165,7 @@ func build(table []uint32, root int, lens []uint8, symbols []uint32) error {
 		for i := range table[:1<<root] {
 			table[i] = entrySpecial | 1
 			if used == 1 && i&1 == 0 {
-				table[i] = entry(symbols[sorted[0]], 1)
+				table[i] = codeEntry(symbols[sorted[0]], 1)
 			}
 		}
 		return nil
@@ -175,8 +175,8 @@ func build(table []uint32, root int, lens []uint8, symbols []uint32) error {
 	code, k := 0, 0
 	for n := 1; n <= root; n++ {
 		for range count[n] {
-			table[code] = entry(symbols[sorted[k]], n)
-			code = after(code, n)
+			table[code] = codeEntry(symbols[sorted[k]], n)
+			code = nextCode(code, n)
 			k++
 		}
 		if n < root {
@@ -193,23 +193,23 @@ func build(table []uint32, root int, lens []uint8, symbols []uint32) error {
 				size = 1 << b
 				table[prefix] = entrySpecial | entryLink | uint32(start)<<entryBase | uint32(b)<<8
 			}
-			e := entry(symbols[sorted[k]], n-root)
+			e := codeEntry(symbols[sorted[k]], n-root)
 			for i := code >> root; i < size; i += 1 << (n - root) {
 				table[start+i] = e
 			}
-			code = after(code, n)
+			code = nextCode(code, n)
 			k++
 		}
 	}
 	return nil
 }
 
-// entry returns the entry of a symbol whose code has n bits.
-func entry(symbol uint32, n int) uint32 { return symbol + uint32(n)<<8 + uint32(n) }
+// codeEntry returns the entry of a symbol whose code has n bits.
+func codeEntry(symbol uint32, n int) uint32 { return symbol + uint32(n)<<8 + uint32(n) }
 
-// after returns the code of n bits that follows code, 0 after the last. Streams hold a
+// nextCode returns the code of n bits that follows code, 0 after the last. Streams hold a
 // code from its first bit on, so the first is the lowest, and it counts from the top.
-func after(code, n int) int {
+func nextCode(code, n int) int {
 	top := bits.Len(uint(code ^ (1<<n - 1))) // the highest bit that is 0, counted from 1
 	if top == 0 {
 		return 0

@@ -20,9 +20,9 @@ import (
 // flateReader is stdlib's inflater, kept because a new one is slow to make.
 var flateReader = flate.NewReader(bytes.NewReader(nil))
 
-// oracle expands the deflate stream at the start of src as stdlib does, into at most size
+// flateOracle expands the deflate stream at the start of src as stdlib does, into at most size
 // bytes, and returns what is left of src.
-func oracle(src []byte, size int) (data, rest []byte, err error) {
+func flateOracle(src []byte, size int) (data, rest []byte, err error) {
 	r := bytes.NewReader(src)
 	flateReader.(flate.Resetter).Reset(r, nil)
 	data, err = io.ReadAll(io.LimitReader(flateReader, int64(size)+1))
@@ -35,7 +35,7 @@ func oracle(src []byte, size int) (data, rest []byte, err error) {
 // zlibReader is the same for zlib streams. There is none without a stream.
 var zlibReader, _ = zlib.NewReader(bytes.NewReader([]byte{0x78, 0x9c, 1, 0, 0, 0xff, 0xff, 0, 0, 0, 1}))
 
-// zlibOracle is oracle for a zlib stream, whose checksum it compares.
+// zlibOracle is flateOracle for a zlib stream, whose checksum it compares.
 func zlibOracle(src []byte, size int) ([]byte, error) {
 	if err := zlibReader.(zlib.Resetter).Reset(bytes.NewReader(src), nil); err != nil {
 		return nil, err
@@ -65,8 +65,8 @@ func inflateInto(t testing.TB, src []byte, size int) ([]byte, error) {
 	return buf[:n], err
 }
 
-// compare expands src into size bytes, here and with stdlib, and compares the verdict and the data.
-func compare(t testing.TB, src []byte, size int) {
+// compareZlib expands src into size bytes, here and with stdlib, and compares the verdict and the data.
+func compareZlib(t testing.TB, src []byte, size int) {
 	t.Helper()
 	want, wantErr := zlibOracle(src, size)
 	got, err := inflateInto(t, src, size)
@@ -78,8 +78,8 @@ func compare(t testing.TB, src []byte, size int) {
 	}
 }
 
-// shapes are inputs that make encoders use all that the format has.
-func shapes() map[string]func(n int) []byte {
+// deflateShapes are inputs that make encoders use all that the format has.
+func deflateShapes() map[string]func(n int) []byte {
 	rnd := rand.New(rand.NewPCG(3, 4))
 	return map[string]func(n int) []byte{
 		"zeros": func(n int) []byte { return make([]byte, n) },
@@ -128,9 +128,9 @@ type resetWriter interface {
 	Reset(w io.Writer)
 }
 
-// writers make zlib streams: the encoders of stdlib and klauspost at all levels, from
+// zlibWriters make zlib streams: the encoders of stdlib and klauspost at all levels, from
 // -2, Huffman codes only, over 0, stored blocks, to 9.
-func writers() map[string]resetWriter {
+func zlibWriters() map[string]resetWriter {
 	m := make(map[string]resetWriter)
 	for level := zlib.HuffmanOnly; level <= zlib.BestCompression; level++ {
 		m[fmt.Sprint("stdlib ", level)], _ = zlib.NewWriterLevel(nil, level)
@@ -139,10 +139,19 @@ func writers() map[string]resetWriter {
 	return m
 }
 
+// deflated returns the zlib stream of b.
+func deflated(b []byte) []byte {
+	var buf bytes.Buffer
+	w := zlib.NewWriter(&buf)
+	w.Write(b)
+	w.Close()
+	return buf.Bytes()
+}
+
 func TestInflateRoundTrip(t *testing.T) {
 	sizes := []int{0, 1, 2, 3, 4, 7, 8, 9, 63, 64, 257, 258, 259, 260, 299, 300, 301, 302, 303, 4096, 8191, 8192, 32767, 32768, 32769, 65535, 65536, 131072, 1 << 18}
-	for writer, w := range writers() {
-		for shape, data := range shapes() {
+	for writer, w := range zlibWriters() {
+		for shape, data := range deflateShapes() {
 			for _, size := range sizes {
 				if size > 1<<15+1 && shape != "far" {
 					continue
@@ -171,7 +180,7 @@ func TestInflateRoundTrip(t *testing.T) {
 
 // TestInflateDamage cuts streams everywhere and changes each of their bytes.
 func TestInflateDamage(t *testing.T) {
-	for shape, data := range shapes() {
+	for shape, data := range deflateShapes() {
 		const size = 400
 		want := data(size)
 		for _, level := range []int{zlib.HuffmanOnly, zlib.NoCompression, zlib.BestSpeed, zlib.BestCompression} {
@@ -191,8 +200,8 @@ func TestInflateDamage(t *testing.T) {
 				for _, flip := range []byte{1, 2, 4, 8, 16, 32, 64, 128, 255} {
 					damaged := bytes.Clone(src)
 					damaged[i] ^= flip
-					compare(t, damaged, size)
-					compareRaw(t, damaged[2:], size)
+					compareZlib(t, damaged, size)
+					compareInflate(t, damaged[2:], size)
 				}
 			}
 		}
@@ -256,9 +265,9 @@ func fixedCodes() (lit, dist *huffman) {
 	return newHuffman(lens), newHuffman(slices.Repeat([]int{5}, 32))
 }
 
-// header writes the head of a dynamic block. Its precode has a code for every symbol, and
+// blockCodes writes the head of a dynamic block. Its precode has a code for every symbol, and
 // repeats are not used.
-func header(w *bitWriter, final uint64, litlen, dist []int) {
+func blockCodes(w *bitWriter, final uint64, litlen, dist []int) {
 	w.bits(final|2<<1, 3)
 	w.bits(uint64(len(litlen)-257), 5)
 	w.bits(uint64(len(dist)-1), 5)
@@ -325,26 +334,26 @@ func handmade() []handmadeStream {
 		{"fixed, length symbol 286", stream(func(w *bitWriter) { w.bits(3, 3); fixedCode.write(w, 286) }), errSymbol},
 		{"fixed, distance symbol 30", stream(func(w *bitWriter) { w.bits(3, 3); fixedCode.write(w, 'a'); fixedCode.write(w, 257); w.bits(0b01111, 5) }), errSymbol},
 		{"fixed, distance 1 at the start", stream(func(w *bitWriter) { w.bits(3, 3); fixedCode.write(w, 257); w.bits(0, 5) }), errDistance},
-		{"287 literals", stream(func(w *bitWriter) { header(w, 1, ones(287, 0, 256), ones(1)) }), errLengths},
-		{"31 distances", stream(func(w *bitWriter) { header(w, 1, ones(257, 0, 256), ones(31)) }), errLengths},
-		{"no end of block", stream(func(w *bitWriter) { header(w, 1, ones(257, 0, 1), ones(1)) }), errLengths},
-		{"end of block alone", stream(func(w *bitWriter) { header(w, 1, ones(257, 256), ones(1)); w.bits(0, 1) }), nil},
-		{"end of block alone, other bit", stream(func(w *bitWriter) { header(w, 1, ones(257, 256), ones(1)); w.bits(1, 1) }), errSymbol},
-		{"literals incomplete", stream(func(w *bitWriter) { l := ones(257); l[256] = 2; header(w, 1, l, ones(1)) }), errIncomplete},
-		{"literals over-subscribed", stream(func(w *bitWriter) { header(w, 1, ones(257, 0, 1, 256), ones(1)) }), errOverSubscribed},
-		{"one distance", stream(func(w *bitWriter) { header(w, 1, ones(257, 0, 256), ones(1, 0)); w.bits(1, 1) }), nil},
-		{"one distance of two bits", stream(func(w *bitWriter) { l := ones(1); l[0] = 2; header(w, 1, ones(257, 0, 256), l) }), errIncomplete},
-		{"three distances", stream(func(w *bitWriter) { header(w, 1, ones(257, 0, 256), ones(3, 0, 1, 2)) }), errOverSubscribed},
+		{"287 literals", stream(func(w *bitWriter) { blockCodes(w, 1, ones(287, 0, 256), ones(1)) }), errLengths},
+		{"31 distances", stream(func(w *bitWriter) { blockCodes(w, 1, ones(257, 0, 256), ones(31)) }), errLengths},
+		{"no end of block", stream(func(w *bitWriter) { blockCodes(w, 1, ones(257, 0, 1), ones(1)) }), errLengths},
+		{"end of block alone", stream(func(w *bitWriter) { blockCodes(w, 1, ones(257, 256), ones(1)); w.bits(0, 1) }), nil},
+		{"end of block alone, other bit", stream(func(w *bitWriter) { blockCodes(w, 1, ones(257, 256), ones(1)); w.bits(1, 1) }), errSymbol},
+		{"literals incomplete", stream(func(w *bitWriter) { l := ones(257); l[256] = 2; blockCodes(w, 1, l, ones(1)) }), errIncomplete},
+		{"literals over-subscribed", stream(func(w *bitWriter) { blockCodes(w, 1, ones(257, 0, 1, 256), ones(1)) }), errOverSubscribed},
+		{"one distance", stream(func(w *bitWriter) { blockCodes(w, 1, ones(257, 0, 256), ones(1, 0)); w.bits(1, 1) }), nil},
+		{"one distance of two bits", stream(func(w *bitWriter) { l := ones(1); l[0] = 2; blockCodes(w, 1, ones(257, 0, 256), l) }), errIncomplete},
+		{"three distances", stream(func(w *bitWriter) { blockCodes(w, 1, ones(257, 0, 256), ones(3, 0, 1, 2)) }), errOverSubscribed},
 		{"length without distances", stream(func(w *bitWriter) {
 			l := ones(258)
 			l[0], l[256], l[257] = 1, 2, 2
-			header(w, 1, l, ones(1))
+			blockCodes(w, 1, l, ones(1))
 			w.bits(0b110, 3)
 		}), errSymbol},
 		{"the other distance of one", stream(func(w *bitWriter) {
 			l := ones(258)
 			l[0], l[256], l[257] = 1, 2, 2
-			header(w, 1, l, ones(1, 0))
+			blockCodes(w, 1, l, ones(1, 0))
 			w.bits(0b1110, 4)
 		}), errSymbol},
 		{"precode incomplete", stream(func(w *bitWriter) { w.bits(1|2<<1, 3); w.bits(0, 14); w.bits(1, 3); w.bits(0, 9) }), errLengths},
@@ -377,7 +386,7 @@ func TestInflateRefuses(t *testing.T) {
 			if got, err := inflateInto(t, src, 1000); !errors.Is(err, test.want) || err == nil && len(got) != 0 {
 				t.Errorf("%s, %d bytes behind: %d bytes, error %v, want %v", test.name, behind, len(got), err, test.want)
 			}
-			compare(t, src, 1000)
+			compareZlib(t, src, 1000)
 		}
 	}
 }
@@ -399,9 +408,9 @@ func TestInflateCodes(t *testing.T) {
 				t.Fatalf("%d of %d bytes, %v\n%x", len(got), len(data), err, src)
 			}
 		}
-		compare(t, src, len(data)/2)
+		compareZlib(t, src, len(data)/2)
 		src[2+rnd.IntN(len(src)-2)] ^= 1 << rnd.IntN(8)
-		compareRaw(t, src[2:], len(data))
+		compareInflate(t, src[2:], len(data))
 	}
 }
 
@@ -414,7 +423,7 @@ func randomBlock(w *bitWriter, rnd *rand.Rand, final uint64, data []byte) []byte
 	} else {
 		lit = newHuffman(randomLens(rnd, 257+rnd.IntN(30), endOfBlock))
 		dist = newHuffman(randomLens(rnd, 1+rnd.IntN(30), 0))
-		header(w, final, lit.lens, dist.lens)
+		blockCodes(w, final, lit.lens, dist.lens)
 	}
 	for range rnd.IntN(2000) {
 		sym := rnd.IntN(min(len(lit.lens), maxLitlenCodes))
@@ -498,12 +507,12 @@ func TestInflateLongest(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(7, 8))
 	lit := newHuffman(lens(285, 284, endOfBlock))
 	dist := newHuffman(lens(30, 29, 28))
-	noise := shapes()["noise"](1 << 15)
+	noise := deflateShapes()["noise"](1 << 15)
 	var w bitWriter
 	w.bits(0, 8)
 	w.bits(1<<15|uint64(^uint16(1<<15))<<16, 32)
 	w.b = append(w.b, noise...)
-	header(&w, 1, lit.lens, dist.lens)
+	blockCodes(&w, 1, lit.lens, dist.lens)
 	data := noise
 	for range 20000 {
 		for range rnd.IntN(4) {
@@ -529,8 +538,8 @@ func TestInflateLongest(t *testing.T) {
 // TestInflateAllocates holds that no block allocates.
 func TestInflateAllocates(t *testing.T) {
 	dst := make([]byte, sampleSize)
-	for shape, data := range shapes() {
-		src := deflated(t, data(sampleSize))
+	for shape, data := range deflateShapes() {
+		src := deflated(data(sampleSize))
 		if n := testing.AllocsPerRun(100, func() { gzipDecoder{}.Decode(dst, src) }); n != 0 {
 			t.Errorf("%s: %v allocations for each block", shape, n)
 		}
@@ -539,7 +548,7 @@ func TestInflateAllocates(t *testing.T) {
 
 func BenchmarkInflate(b *testing.B) {
 	for _, size := range []int{8 << 10, 128 << 10} {
-		src := deflated(b, shapes()["lines"](size))
+		src := deflated(deflateShapes()["lines"](size))
 		dst := make([]byte, size)
 		b.Run(fmt.Sprintf("%dK", size>>10), func(b *testing.B) {
 			b.SetBytes(int64(size))
@@ -555,9 +564,9 @@ func BenchmarkInflate(b *testing.B) {
 
 func TestInflateConcurrent(t *testing.T) {
 	var wg sync.WaitGroup
-	for shape, data := range shapes() {
+	for shape, data := range deflateShapes() {
 		want := data(sampleSize)
-		src := deflated(t, want)
+		src := deflated(want)
 		for range 2 {
 			wg.Go(func() {
 				dst := make([]byte, sampleSize)
@@ -582,7 +591,7 @@ func TestAdler(t *testing.T) {
 			}
 		}
 	}
-	b := shapes()["noise"](5000)
+	b := deflateShapes()["noise"](5000)
 	for n := range b {
 		if got, want := sumAdler(b[n/2:n]), adler32.Checksum(b[n/2:n]); got != want {
 			t.Errorf("%d bytes of noise: %08x, want %08x", n, got, want)
@@ -593,21 +602,21 @@ func TestAdler(t *testing.T) {
 // FuzzInflate holds that verdict, data and the end of a stream are those of stdlib. It
 // feeds bare deflate streams, where no checksum stops what is damaged.
 func FuzzInflate(f *testing.F) {
-	for _, data := range shapes() {
-		src := deflated(f, data(300))
+	for _, data := range deflateShapes() {
+		src := deflated(data(300))
 		f.Add(src[2:], uint32(300))
 	}
 	for _, h := range handmade() {
 		f.Add(h.src[min(2, len(h.src)):], uint32(1000))
 	}
 	f.Fuzz(func(t *testing.T, src []byte, size uint32) {
-		compareRaw(t, src, int(size%(1<<16+1)))
+		compareInflate(t, src, int(size%(1<<16+1)))
 	})
 }
 
-// compareRaw is compare for a deflate stream without header and checksum.
-func compareRaw(t testing.TB, src []byte, size int) {
-	want, rest, wantErr := oracle(src, size)
+// compareInflate is compareZlib for a deflate stream without header and checksum.
+func compareInflate(t testing.TB, src []byte, size int) {
+	want, rest, wantErr := flateOracle(src, size)
 	buf := bytes.Repeat([]byte{0xa5}, size+400)
 	n, used, err := inflate(buf[:size], src)
 	if (err == nil) != (wantErr == nil) {
@@ -622,16 +631,4 @@ func compareRaw(t testing.TB, src []byte, size int) {
 	if guard := buf[size:]; bytes.Count(guard, []byte{0xa5}) != len(guard) {
 		t.Fatalf("into %d bytes: wrote past the end", size)
 	}
-}
-
-// deflated returns b as a zlib stream.
-func deflated(t testing.TB, b []byte) []byte {
-	t.Helper()
-	var buf bytes.Buffer
-	w := zlib.NewWriter(&buf)
-	w.Write(b)
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return buf.Bytes()
 }
