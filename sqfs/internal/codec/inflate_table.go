@@ -34,8 +34,8 @@ func entryValue(e uint32, buf uint64) int {
 	return int(e>>entryBase) + int(buf&(1<<(e&63)-1)>>(e>>8&63))
 }
 
-// linkedEntry returns the index of the entry to which the link e leads, when buf has the bits
-// behind the root. The caller masks it.
+// linkedEntry returns the index of the entry to which the link e leads, when the bits
+// behind the root are next in buf. The caller masks it.
 func linkedEntry(e uint32, buf uint64) uint32 {
 	return e>>entryBase + uint32(buf)&(1<<(e>>8&15)-1)
 }
@@ -134,8 +134,8 @@ var fixedTables = sync.OnceValue(func() *codeTables {
 	return t
 })
 
-// buildTable fills table, with a root of root bits, for the code whose lengths are lens: each
-// at most 15, and 0 where a symbol has no code. As in zlib (inftrees.c, inflate_table) a
+// buildTable fills table, with root bits, for the code that has the lengths lens: each at
+// most 15, and 0 where a symbol has no code. As in zlib (inftrees.c, inflate_table) a
 // code must be complete, or have one symbol of one bit, or none.
 func buildTable(table []uint32, root int, lens []uint8, symbols []uint32) error {
 	var count, next [maxCodeBits + 1]uint16
@@ -158,50 +158,55 @@ func buildTable(table []uint32, root int, lens []uint8, symbols []uint32) error 
 			next[n&15]++
 		}
 	}
-	if room > 0 {
-		if used > 1 || used != count[1] {
-			return errIncomplete
-		}
-		for i := range table[:1<<root] {
-			table[i] = entrySpecial | 1
-			if used == 1 && i&1 == 0 {
-				table[i] = codeEntry(symbols[sorted[0]], 1)
-			}
-		}
+	if room == 0 {
+		fillTable(table, root, symbols, sorted[:used], &count)
 		return nil
 	}
-
-	// A table for codes of up to n bits is that for n-1, twice, and the codes of n bits.
-	code, k := 0, 0
-	for n := 1; n <= root; n++ {
-		for range count[n] {
-			table[code] = codeEntry(symbols[sorted[k]], n)
-			code = nextCode(code, n)
-			k++
+	if used > 1 || used != count[1] {
+		return errIncomplete
+	}
+	for i := range table[:1<<root] {
+		table[i] = entrySpecial | 1
+		if used == 1 && i&1 == 0 {
+			table[i] = codeEntry(symbols[sorted[0]], 1)
 		}
+	}
+	return nil
+}
+
+// fillTable fills table for a complete code: count has how many codes there are of each
+// length, and sorted which symbols they are of, in the order of the codes.
+func fillTable(table []uint32, root int, symbols []uint32, sorted []uint16, count *[maxCodeBits + 1]uint16) {
+	// A table for codes of up to n bits is that for n-1, twice, and the codes of n bits.
+	code := 0
+	for n := 1; n <= root; n++ {
+		for _, sym := range sorted[:count[n]] {
+			table[code] = codeEntry(symbols[sym], n)
+			code = nextCode(code, n)
+		}
+		sorted = sorted[count[n]:]
 		if n < root {
 			copy(table[1<<n:2<<n], table[:1<<n])
 		}
 	}
 	start, size, prefix := 1<<root, 0, -1
-	for n := root + 1; k < int(used); n++ {
-		for left := int(count[n]); left > 0; left-- {
+	for n := root + 1; len(sorted) > 0; n++ {
+		for i, sym := range sorted[:count[n]] {
 			if code&(1<<root-1) != prefix {
 				prefix = code & (1<<root - 1)
 				start += size
-				b := furtherBits(root, n, left, &count)
+				b := furtherBits(root, n, int(count[n])-i, count)
 				size = 1 << b
 				table[prefix] = entrySpecial | entryLink | uint32(start)<<entryBase | uint32(b)<<8
 			}
-			e := codeEntry(symbols[sorted[k]], n-root)
-			for i := code >> root; i < size; i += 1 << (n - root) {
-				table[start+i] = e
+			e := codeEntry(symbols[sym], n-root)
+			for k := code >> root; k < size; k += 1 << (n - root) {
+				table[start+k] = e
 			}
 			code = nextCode(code, n)
-			k++
 		}
+		sorted = sorted[count[n]:]
 	}
-	return nil
 }
 
 // codeEntry returns the entry of a symbol whose code has n bits.
