@@ -124,28 +124,44 @@ func (b built) image() []byte {
 	inodes.write(uint16(TypeDir), uint16(0o755), uint16(0), uint16(0), uint32(7), uint32(len(b.names)+2),
 		rootStart, uint32(3), uint16(disk.DirHeaderSize+disk.DirEntrySize+3+3), rootOffset, uint32(0))
 
-	out := make([]byte, disk.SuperblockSize)
+	tables := assembly{
+		at: disk.SuperblockSize, logs: 12, inodes: uint32(len(b.names) + 2), ids: make([]byte, 4),
+		root: uint64(rootBlock)<<16 | uint64(rootOff), inodeTable: inodes.bytes(), dirTable: dirs.bytes(),
+	}
+	sb, rest := tables.bytes()
+	return append(sb, rest...)
+}
+
+// assembly is what an image without fragments, exports and xattrs is made of.
+type assembly struct {
+	at                   uint64 // where the inode table shall be
+	logs                 uint16 // log2 of the block size
+	inodes               uint32
+	root                 uint64
+	inodeTable, dirTable []byte
+	ids                  []byte // contents of the only block of ids
+}
+
+// bytes returns the superblock and what lies from a.at on.
+func (a *assembly) bytes() (sb, tables []byte) {
 	le := binary.LittleEndian
-	inodeTable := len(out)
-	out = append(out, inodes.bytes()...)
-	dirTable := len(out)
-	out = append(out, dirs.bytes()...)
-	ids := len(out)
-	out = append(out, 4, 0x80, 0, 0, 0, 0)
-	idTable := len(out)
-	out = le.AppendUint64(out, uint64(ids))
-	sb := le.AppendUint32(nil, disk.Magic)
-	for _, v := range []uint32{uint32(len(b.names) + 2), 7, 4096, 0} {
+	dirs := a.at + uint64(len(a.inodeTable))
+	ids := dirs + uint64(len(a.dirTable))
+	tables = append(append(tables, a.inodeTable...), a.dirTable...)
+	tables = le.AppendUint16(tables, uint16(0x8000|len(a.ids)))
+	tables = append(tables, a.ids...)
+	index := a.at + uint64(len(tables))
+	tables = le.AppendUint64(tables, ids)
+	for _, v := range []uint32{disk.Magic, a.inodes, 7, 1 << a.logs, 0} {
 		sb = le.AppendUint32(sb, v)
 	}
-	for _, v := range []uint16{uint16(Gzip), 12, 0, 1, 4, 0} {
+	for _, v := range []uint16{uint16(Gzip), a.logs, 0, 1, disk.Major, disk.Minor} {
 		sb = le.AppendUint16(sb, v)
 	}
-	for _, v := range []uint64{uint64(rootBlock)<<16 | uint64(rootOff), uint64(len(out)), uint64(idTable), disk.NoTable, uint64(inodeTable), uint64(dirTable), disk.NoTable, disk.NoTable} {
+	for _, v := range []uint64{a.root, a.at + uint64(len(tables)), index, disk.NoTable, a.at, dirs, disk.NoTable, disk.NoTable} {
 		sb = le.AppendUint64(sb, v)
 	}
-	copy(out, sb)
-	return out
+	return sb, tables
 }
 
 // open returns the image and its long directory.

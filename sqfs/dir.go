@@ -74,6 +74,7 @@ func (img *Image) Lookup(dir *Inode, name string) (Dirent, error) {
 	}
 	e, err := d.find(name)
 	d.payHint()
+	d.lookAhead()
 	return e, err
 }
 

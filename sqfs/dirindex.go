@@ -190,6 +190,16 @@ func (d *dirReader) jump(dir *Inode, x *dirIndex, s dirSample, sure bool) error 
 	return err
 }
 
+// lookAhead goes on to the next sample, for lookups of the names up to there, which
+// would have to check the same entries again. What is wrong there is their affair.
+func (d *dirReader) lookAhead() {
+	if d.x == nil || d.err != nil {
+		return
+	}
+	for want := d.want; d.want == want && d.next(); {
+	}
+}
+
 // sample makes the run that d is in, one entry behind its header, a sample of d.x.
 func (d *dirReader) sample() {
 	d.want = d.img.longDirs.add(d.x, d.header, d.at, d.entry.Name)

@@ -243,10 +243,5 @@ func validName(name []byte) bool {
 	if name[0] == '.' && (len(name) == 1 || len(name) == 2 && name[1] == '.') {
 		return false
 	}
-	for _, c := range name {
-		if c == '/' || c == 0 {
-			return false
-		}
-	}
-	return true
+	return bytes.IndexByte(name, '/') < 0 && bytes.IndexByte(name, 0) < 0
 }

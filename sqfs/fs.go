@@ -21,8 +21,9 @@ var (
 )
 
 const (
-	maxFollow = 40   // symlinks in one path, as Linux (MAXSYMLINKS)
-	maxDepth  = 4096 // directories in one path: as many as a path of Linux can have, and a bound for walks
+	maxFollow   = 40      // symlinks in one path, as Linux (MAXSYMLINKS)
+	maxReadFile = 1 << 30 // bytes
+	maxDepth    = 4096    // directories in one path: as many as a path of Linux can have, and a bound for walks
 )
 
 // Open opens the named file or directory, following symlinks inside the image: an
@@ -101,7 +102,9 @@ func (img *Image) ReadLink(name string) (string, error) {
 	return string(b), nil
 }
 
-// ReadFile returns the contents of the named file.
+// ReadFile returns the contents of the named file. A few bytes of an image can stand for
+// a huge file of zeros: who does not trust an image asks Stat for the size first, or
+// reads a file from Open. Files of more than 1 GiB are refused with [syscall.EFBIG].
 func (img *Image) ReadFile(name string) ([]byte, error) {
 	ino, err := img.resolve("readfile", name, true)
 	if err != nil {
@@ -124,6 +127,9 @@ func (img *Image) ReadFile(name string) ([]byte, error) {
 // readAll returns all of f, in a buffer that grows as bytes are found: what the inode
 // says is no reason to allocate.
 func readAll(f *File) ([]byte, error) {
+	if f.Size() > maxReadFile {
+		return nil, fmt.Errorf("%d bytes to read at once, want at most %d: %w", f.Size(), maxReadFile, syscall.EFBIG)
+	}
 	var b []byte
 	for size := f.Size(); int64(len(b)) < size; {
 		n := len(b)

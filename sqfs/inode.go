@@ -43,7 +43,7 @@ const (
 // and compare it freely. It comes from [Image.Inode] and belongs to that image.
 type Inode struct {
 	Ref     InodeRef // address and identity
-	Number  uint32   // 1..Superblock.Inodes in a sane image, what stat shows; not checked to be unique
+	Number  uint32   // 1..Superblock.Inodes, what stat shows; not checked to be unique
 	Type    Type
 	Mode    uint16 // permissions, set-id and sticky bits: 07777
 	UID     uint32
@@ -84,8 +84,8 @@ func (img *Image) Inode(ref InodeRef) (Inode, error) {
 		return Inode{}, err
 	}
 	h := disk.DecodeInodeHeader(b)
-	if h.Type == 0 || h.Type > disk.MaxType || h.Number == 0 {
-		return Inode{}, c.fault("inode %v has type %d and number %d", ref, h.Type, h.Number)
+	if h.Type == 0 || h.Type > disk.MaxType || h.Number == 0 || h.Number > img.sb.Inodes {
+		return Inode{}, c.fault("inode %v has type %d and number %d of %d", ref, h.Type, h.Number, img.sb.Inodes)
 	}
 	// Writers other than mksquashfs leave the S_IFMT bits in the mode.
 	ino := Inode{

@@ -17,10 +17,11 @@ type area struct {
 // metaBlock is one expanded metadata block. It never changes after it was published,
 // so that slices of data stay valid for ever, also after it left the cache.
 type metaBlock struct {
-	pos  int64  // of its header, absolute
-	next int64  // where it ends: the header of the next block of its table
-	data []byte // 1..8192 bytes
-	link *metaBlock
+	pos   int64  // of its header, absolute
+	next  int64  // where it ends: the header of the next block of its table
+	data  []byte // 1..8192 bytes
+	link  *metaBlock
+	depth int // blocks linked behind it
 }
 
 // metaOverhead is about what a metaBlock costs beside its data.
@@ -30,7 +31,8 @@ const metaOverhead = 64
 // are linked lists that grow at the head by compare-and-swap. Blocks stay for the
 // life of the image while they fit the limit. Beyond it a newcomer replaces all its
 // bucket holds, and if that is not enough, other buckets in turn; nothing is recorded
-// on hits, which is what keeps them cheap.
+// on hits, which is what keeps them cheap. It does the same when the list has grown
+// long, which only an image made of tiny blocks can bring about.
 //
 // INVARIANT: bytes is the cost of all published blocks, but for the moment between
 // an insert and its accounting.
@@ -41,6 +43,10 @@ type metaCache struct {
 	bytes   atomic.Int64
 	hand    atomic.Uint32 // the next bucket to empty
 }
+
+// maxLinks bounds the blocks behind another in a bucket. With blocks of 8192 bytes there
+// are two or three on average.
+const maxLinks = 15
 
 // maxBuckets bounds the table at 512 KiB for limits beyond 1 GiB.
 const maxBuckets = 1 << 16
@@ -84,9 +90,12 @@ func (c *metaCache) insert(b *metaBlock) *metaBlock {
 		if old := head.find(b.pos); old != nil {
 			return old
 		}
-		b.link = head
-		if c.bytes.Load()+b.cost() > c.limit {
-			b.link = nil
+		b.link, b.depth = head, 0
+		if head != nil {
+			b.depth = head.depth + 1
+		}
+		if b.depth > maxLinks || c.bytes.Load()+b.cost() > c.limit {
+			b.link, b.depth = nil, 0
 		}
 		if !slot.CompareAndSwap(head, b) {
 			continue

@@ -95,6 +95,11 @@ func checkSizes(raw *disk.Superblock, size int64) error {
 	if raw.Inodes == 0 || raw.IDs == 0 {
 		return corrupt(4, "%d inodes and %d ids, want at least one of each", raw.Inodes, raw.IDs)
 	}
+	// A fragment has at least one inode, an id is its user or group: more of them are
+	// never looked at (unsquash-4.c, read_filesystem_tables).
+	if raw.Fragments > raw.Inodes || uint64(raw.IDs) > 2*uint64(raw.Inodes) {
+		return corrupt(4, "%d fragments and %d ids for %d inodes", raw.Fragments, raw.IDs, raw.Inodes)
+	}
 	// BytesUsed is at most an int64 now, and with it all that is compared.
 	if raw.InodeTable < disk.SuperblockSize || raw.InodeTable >= raw.DirectoryTable || raw.DirectoryTable > raw.BytesUsed {
 		return corrupt(64, "inode table at %#x and directory table at %#x of %#x", raw.InodeTable, raw.DirectoryTable, raw.BytesUsed)

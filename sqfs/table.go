@@ -99,10 +99,11 @@ func (t *table) row(img *Image, i uint64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	off := (i & (1<<per - 1)) * t.size
-	if !within(int64(off), int64(t.size), int64(len(blk.data))) {
-		return nil, corrupt(blk.pos, "block of the %s expands to %d bytes only", t.name, len(blk.data))
+	// unsquash-4.c, read_block: all blocks but the last are full, and that is exact.
+	if want := min(disk.MetadataSize, (t.rows-i>>per<<per)*t.size); uint64(len(blk.data)) != want {
+		return nil, corrupt(blk.pos, "block of the %s expands to %d bytes, want %d", t.name, len(blk.data), want)
 	}
+	off := (i & (1<<per - 1)) * t.size
 	return blk.data[off : off+t.size], nil
 }
 
