@@ -1,9 +1,11 @@
 package fusefs
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,15 +24,25 @@ const (
 // eio turns an error about an inode into EIO and reports it.
 func (f *FS) eio(op string, ref sqfs.InodeRef, err error) fuse.Status {
 	f.counts.errors.Add(1)
-	f.report.line("answered EIO", "op", op, "inode", ref, "err", err)
+	f.report.line("answered EIO", append([]any{"op", op, "inode", ref}, cause(err)...)...)
 	return fuse.EIO
 }
 
 // eioAt is eio for a place in a file: the number of its block, -1 if it is not known, and the offset in bytes.
 func (f *FS) eioAt(op string, ref sqfs.InodeRef, at failure) fuse.Status {
 	f.counts.errors.Add(1)
-	f.report.line("answered EIO", "op", op, "inode", ref, "block", at.block, "offset", at.off, "err", at.err)
+	f.report.line("answered EIO", append([]any{"op", op, "inode", ref, "block", at.block, "offset", at.off}, cause(at.err)...)...)
 	return fuse.EIO
+}
+
+// cause says what is wrong, and at which byte of the image if that is known.
+func cause(err error) []any {
+	attrs := []any{"err", err}
+	var bad *sqfs.FormatError
+	if errors.As(err, &bad) && bad.Off >= 0 {
+		attrs = append(attrs, "byte", fmt.Sprintf("%#x", bad.Off))
+	}
+	return attrs
 }
 
 // panicked turns a panic in a handler into EIO. It is a fault of this program, so the stack is reported, but one bad
@@ -42,13 +54,13 @@ func (f *FS) panicked(what any) fuse.Status {
 }
 
 // A reporter logs at a bounded rate: a damaged image that is read in a loop must not fill the disk with log. In each
-// period it writes the first lines and counts the rest.
+// period it writes the first lines that differ and counts the rest: who reads a damaged block asks for it again.
 type reporter struct {
 	log *slog.Logger
 
 	mu      sync.Mutex
 	since   time.Time // begin of the period
-	lines   int       // written in it
+	lines   []string  // written in it
 	dropped int       // not written, since the last line that was
 }
 
@@ -62,13 +74,14 @@ func (r *reporter) line(msg string, attrs ...any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if now := time.Now(); now.Sub(r.since) > reportPeriod {
-		r.since, r.lines = now, 0
+		r.since, r.lines = now, nil
 	}
-	if r.lines >= reportLines {
+	line := fmt.Sprintln(append([]any{msg}, attrs...)...)
+	if len(r.lines) >= reportLines || slices.Contains(r.lines, line) {
 		r.dropped++
 		return
 	}
-	r.lines++
+	r.lines = append(r.lines, line)
 	if r.dropped > 0 {
 		attrs = append(attrs, "dropped", r.dropped)
 		r.dropped = 0

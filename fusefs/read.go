@@ -1,7 +1,7 @@
 package fusefs
 
 import (
-	"errors"
+	"fmt"
 	"io"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -115,12 +115,15 @@ func (f *FS) readExtent(dst []byte, e *sqfs.Extent, skip int) error {
 	return f.readCached(dst, *b, e.Start+skip)
 }
 
-var errShortBlock = errors.New("block ends before the bytes of the file do")
+// short says that a block ends before the bytes of the file do.
+func short(b sqfs.Block, n int) error {
+	return &sqfs.FormatError{What: fmt.Sprintf("block has %d bytes expanded, too few for the file", n), Off: b.Off}
+}
 
 func (f *FS) readWhole(dst []byte, b sqfs.Block) error {
 	n, err := f.img.ReadBlock(dst, b)
 	if err == nil && n < len(dst) {
-		err = errShortBlock
+		err = short(b, n)
 	}
 	return err
 }
@@ -133,7 +136,7 @@ func (f *FS) readCached(dst []byte, b sqfs.Block, start int) error {
 	defer buf.Release()
 	src := buf.Bytes()
 	if start < 0 || start+len(dst) > len(src) {
-		return errShortBlock
+		return short(b, len(src))
 	}
 	copy(dst, src[start:])
 	return nil

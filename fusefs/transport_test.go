@@ -119,8 +119,8 @@ func TestReplyPool(t *testing.T) {
 func TestReporterIsBounded(t *testing.T) {
 	var out bytes.Buffer
 	r := reporter{log: slog.New(slog.NewTextHandler(&out, nil))}
-	for range 1000 {
-		r.line("answered EIO", "op", "test")
+	for i := range 1000 {
+		r.line("answered EIO", "op", "test", "inode", i)
 	}
 	if n := strings.Count(out.String(), "\n"); n != reportLines {
 		t.Errorf("%d lines, want %d", n, reportLines)
@@ -129,5 +129,12 @@ func TestReporterIsBounded(t *testing.T) {
 	r.line("answered EIO", "op", "test")
 	if want := fmt.Sprintf("dropped=%d", 1000-reportLines); !strings.Contains(out.String(), want) {
 		t.Errorf("log %q lacks %q", out.String(), want)
+	}
+	out.Reset()
+	for range 1000 { // a program that does not give up
+		r.line("answered EIO", "op", "again")
+	}
+	if n := strings.Count(out.String(), "\n"); n != 1 {
+		t.Errorf("%d lines that are the same, want one", n)
 	}
 }
