@@ -38,6 +38,7 @@ const (
 // there are too many, every other one goes and the stride doubles, so that no image
 // can make it large. All of it is guarded by the mutex of dirIndexes.
 type dirIndex struct {
+	ref     InodeRef // of the directory
 	samples []dirSample
 	stride  int64
 	bytes   int64 // of memory
@@ -62,14 +63,22 @@ func (l *dirIndexes) get(ref InodeRef) *dirIndex {
 		return x
 	}
 	if x = l.old[ref]; x == nil {
-		x = &dirIndex{stride: dirStride, bytes: dirIndexCost}
+		x = &dirIndex{ref: ref, stride: dirStride, bytes: dirIndexCost}
 	}
-	if l.young == nil || l.bytes+x.bytes > maxDirIndexes/2 {
-		l.old, l.young, l.bytes = l.young, make(map[InodeRef]*dirIndex), 0
+	if l.young == nil {
+		l.young = make(map[InodeRef]*dirIndex)
 	}
 	l.young[ref] = x
-	l.bytes += x.bytes
+	l.grow(x.bytes)
 	return x
+}
+
+// grow counts n more bytes of young indexes, which may age all of them. The caller
+// holds l.mu.
+func (l *dirIndexes) grow(n int64) {
+	if l.bytes += n; l.bytes > maxDirIndexes/2 {
+		l.old, l.young, l.bytes = l.young, nil, 0
+	}
 }
 
 // before returns the last sample that after does not hold for, given that it holds for
@@ -114,7 +123,9 @@ func (l *dirIndexes) add(x *dirIndex, pos int64, at uint64, name []byte) int64 {
 		if x.bytes > maxDirIndex {
 			x.thin()
 		}
-		l.bytes += x.bytes - before
+		if l.young[x.ref] == x { // else it aged meanwhile, and is counted when it is used again
+			l.grow(x.bytes - before)
+		}
 	}
 	return x.want()
 }
