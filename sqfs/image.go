@@ -15,8 +15,11 @@ import (
 type Options struct {
 	// Offset is the byte of the source where the image starts. Default 0.
 	Offset int64
-	// MetadataCache is how many bytes of expanded metadata are kept at most. A big
-	// root file system has some ten MiB of it. Default 128 MiB.
+	// MetadataCache is how many bytes of expanded metadata are kept at most, with their
+	// management: inodes, listings and tables, not what long directories and files take
+	// beside them. A block of at most 8 KiB that is in use comes on top. A big root file
+	// system has some ten MiB of metadata, a million inodes have some 50. Less costs
+	// time only. Default 128 MiB.
 	MetadataCache int64
 }
 
