@@ -76,44 +76,44 @@ static void setup(void)
 {
 }
 
-/* Initializing a stream that has been used keeps its memory. */
-static long code(uint8_t *dst, size_t room, const uint8_t *src, size_t len)
+/* code goes on with more input; the output stays what it is. */
+static lzma_ret code(const uint8_t *src, size_t len, lzma_action action)
 {
 	s.next_in = src;
 	s.avail_in = len;
-	s.next_out = dst;
-	s.avail_out = room;
-	return lzma_code(&s, LZMA_FINISH) == LZMA_STREAM_END ? (long)s.total_out : -1;
+	return lzma_code(&s, action);
 }
 
 #if defined(PEER_xz)
 
 static long expand(uint8_t *dst, size_t room, const uint8_t *src, size_t len)
 {
-	if (lzma_stream_decoder(&s, UINT64_MAX, 0) != LZMA_OK)
+	s.next_out = dst;
+	s.avail_out = room;
+	if (lzma_stream_decoder(&s, UINT64_MAX, 0) != LZMA_OK) /* keeps the memory of the stream before */
 		return -1;
-	return code(dst, room, src, len);
+	return code(src, len, LZMA_FINISH) == LZMA_STREAM_END ? (long)s.total_out : -1;
 }
 
 #else
 
-/* squashfs-tools, lzma_xz_wrapper.c: the header's size is that of the block, yet there is an end marker, which liblzma
+/* squashfs-tools, lzma_xz_wrapper.c: the header has the size of the block, yet there may be an end marker, which liblzma
  * accepts only where the size is unknown. */
 static long expand(uint8_t *dst, size_t room, const uint8_t *src, size_t len)
 {
-	static uint8_t header[13];
+	uint8_t header[13];
+	lzma_ret ret;
 
+	s.next_out = dst;
+	s.avail_out = room;
 	if (len < sizeof header || lzma_alone_decoder(&s, UINT64_MAX) != LZMA_OK)
 		return -1;
 	memcpy(header, src, 5);
 	memset(header + 5, 255, 8);
-	s.next_in = header;
-	s.avail_in = sizeof header;
-	s.next_out = dst;
-	s.avail_out = 0;
-	if (lzma_code(&s, LZMA_RUN) != LZMA_OK)
+	if (code(header, sizeof header, LZMA_RUN) != LZMA_OK)
 		return -1;
-	return code(dst, room, src + sizeof header, len - sizeof header);
+	ret = code(src + sizeof header, len - sizeof header, LZMA_FINISH);
+	return ret == LZMA_STREAM_END || (ret == LZMA_OK && s.avail_in == 0) ? (long)s.total_out : -1;
 }
 
 #endif
