@@ -136,31 +136,35 @@ type codecBench struct {
 // run measures all cases and reports what came out, which is worth seeing after a failure or a signal all the same.
 func (b *codecBench) run(ctx context.Context, cases []codecCase) error {
 	rep := codecReport{Machine: machine(), Rounds: b.rounds}
-	for _, shape := range codecShapes {
-		for _, c := range cases {
-			fmt.Fprintf(os.Stderr, "%s, blocks of %d KiB\n", c.name, shape.block>>10)
-			res, err := b.measure(ctx, c, shape)
-			if ctx.Err() != nil {
-				break
-			}
-			if err != nil {
-				rep.Failures = append(rep.Failures, fmt.Sprintf("%s, blocks of %d KiB: %v", c.name, shape.block>>10, err))
-				continue
-			}
-			rep.Results = append(rep.Results, res)
-		}
-	}
-	err := rep.print(os.Stdout)
+	err := b.measureAll(ctx, cases, &rep)
+	err = errors.Join(err, rep.print(os.Stdout))
 	if b.json != "" {
 		err = errors.Join(err, writeJSON(b.json, &rep))
-	}
-	if ctx.Err() != nil {
-		err = errors.Join(err, errors.New("interrupted"))
 	}
 	if n := len(rep.Failures); n > 0 {
 		err = errors.Join(err, fmt.Errorf("%d comparisons failed", n))
 	}
 	return err
+}
+
+// measureAll notes failures and goes on, unless ctx has ended.
+func (b *codecBench) measureAll(ctx context.Context, cases []codecCase, rep *codecReport) error {
+	for _, shape := range codecShapes {
+		for _, c := range cases {
+			name := fmt.Sprintf("%s, blocks of %d KiB", c.name, shape.block>>10)
+			fmt.Fprintln(os.Stderr, name)
+			res, err := b.measure(ctx, c, shape)
+			if ctx.Err() != nil {
+				return errors.New("interrupted")
+			}
+			if err != nil {
+				rep.Failures = append(rep.Failures, fmt.Sprintf("%s: %v", name, err))
+				continue
+			}
+			rep.Results = append(rep.Results, res)
+		}
+	}
+	return nil
 }
 
 // measure compares all who can expand a case, in blocks of one size.
