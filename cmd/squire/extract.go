@@ -137,7 +137,7 @@ func (o *extractOptions) run(c *cobra.Command, image string, patterns []string) 
 	result, err := extract.Run(ctx, img, o.dest, opts)
 	m.close()
 	sum.fill(&result, time.Since(start))
-	if err != nil && result == (extract.Result{}) {
+	if err != nil && result == (extract.Result{}) && !errors.Is(err, context.Canceled) {
 		if errors.Is(err, extract.ErrNotEmpty) {
 			err = fmt.Errorf("%w; --force extracts into it all the same", err)
 		}

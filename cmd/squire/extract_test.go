@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"os"
@@ -211,6 +212,20 @@ func bigFile(t *testing.T) string {
 	}
 	t.Fatal("no file has a block of its own")
 	return ""
+}
+
+// An interrupted extraction says what there is.
+func TestExtractInterrupted(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var says bytes.Buffer
+	cmd := rootCommand()
+	cmd.SetArgs([]string{"extract", "-d", filepath.Join(t.TempDir(), "out"), storedImage})
+	cmd.SetErr(&says)
+	err := cmd.ExecuteContext(ctx)
+	if status(err) != 130 || !strings.Contains(says.String(), "interrupted: ") || !strings.Contains(says.String(), " has 0 files (0 B) of it") {
+		t.Errorf("%v %s", err, says.String())
+	}
 }
 
 // A file that is no image says where in it an image is.

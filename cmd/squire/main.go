@@ -1,5 +1,5 @@
-// Command squire runs commands inside squashfs images, mounts images, and
-// looks into them, as an ordinary user.
+// Command squire runs commands inside squashfs images, mounts images, looks into
+// them and unpacks them, as an ordinary user.
 package main
 
 import (
@@ -59,7 +59,7 @@ func rootCommand() *cobra.Command {
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 		Short: "Run commands inside squashfs images",
 		Long: `Squire runs commands inside squashfs images as an ordinary user, mounts images,
-and looks into them. Images are served lazily: only what is read is loaded.
+looks into them and unpacks them. Images are served lazily: only what is read is loaded.
 
 Exit status: that of the command that was run; 128+N when signal N ended it;
 125 when squire itself failed, 126 when the command cannot be executed, 127

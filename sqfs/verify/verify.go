@@ -38,7 +38,7 @@ func Total(img *sqfs.Image) int64 { return img.Superblock().BytesUsed }
 // Damage is a thing that cannot be read.
 type Damage struct {
 	Path  string // of the first file concerned; "" for the root and if there is none
-	Paths int64  // number of paths concerned; 0 if it is no file that is damaged, but a table
+	Paths int64  // number of paths concerned (of damage to attributes: of inodes); 0 if it is a table
 	Inode uint32 // number of the inode at Path, 0 if it is not known
 	Block int64  // number of the block in the file at Path, -1 if it is none
 	Off   int64  // byte offset in the image of the block, -1 if it has no place
@@ -57,7 +57,7 @@ func Run(ctx context.Context, img *sqfs.Image, opts *Options) (*Report, error) {
 	}
 	v := &verification{
 		ctx: ctx, img: img, opts: opts, bs: int64(img.Superblock().BlockSize),
-		jobs: make(chan job, 64), links: make(map[sqfs.InodeRef]struct{}), sets: make(map[uint32]error),
+		jobs: make(chan job, 64), links: make(map[sqfs.InodeRef]struct{}), sets: make(map[uint32]fault),
 		blocks: newSeen[struct{}](), frags: newSeen[*fragment](), bad: make(map[sqfs.Block]*badBlock),
 	}
 	var workers sync.WaitGroup
@@ -89,7 +89,8 @@ type verification struct {
 
 	report Report
 	links  map[sqfs.InodeRef]struct{} // inodes with more than one name, seen so far
-	sets   map[uint32]error           // sets of extended attributes
+	sets   map[uint32]fault           // sets of extended attributes
+	export fault                      // of the table that leads from numbers to inodes
 	buf    []byte
 	blocks seen[struct{}]
 	frags  seen[*fragment]
@@ -128,6 +129,20 @@ func (v *verification) add(d Damage) {
 	if v.report.DamageCount++; len(v.report.Damage) < maxDamage {
 		v.report.Damage = append(v.report.Damage, d)
 	}
+}
+
+// fault is damage that several inodes share: 1 + its place in the list, 0 for none.
+type fault int
+
+// shared reports damage of the inode of a visit that may be that of others too: it is
+// listed once.
+func (v *verification) shared(f *fault, at *sqfs.Visit, err error) {
+	if *f == 0 {
+		v.damaged(at, -1, err)
+		*f = fault(len(v.report.Damage))
+		return
+	}
+	v.report.Damage[*f-1].Paths++
 }
 
 // damaged reports that the inode of a visit, or what belongs to it, is.
@@ -186,7 +201,7 @@ func (v *verification) visit(at *sqfs.Visit) {
 		v.links[ino.Ref] = struct{}{}
 	}
 	v.report.Types[ino.Type&7]++
-	v.xattrs(at)
+	v.checkXattrs(at)
 	switch ino.Type {
 	case sqfs.TypeSymlink:
 		var err error
@@ -197,12 +212,12 @@ func (v *verification) visit(at *sqfs.Visit) {
 		v.file(at)
 	}
 	if v.opts.Data {
-		v.export(at)
+		v.checkExport(at)
 	}
 }
 
-// export checks what the table that leads from numbers to inodes says of an inode.
-func (v *verification) export(at *sqfs.Visit) {
+// checkExport checks what the table that leads from numbers to inodes says of an inode.
+func (v *verification) checkExport(at *sqfs.Visit) {
 	if v.img.Superblock().ExportTable < 0 {
 		return
 	}
@@ -211,29 +226,30 @@ func (v *verification) export(at *sqfs.Visit) {
 		err = &sqfs.FormatError{What: fmt.Sprintf("export table has %v for inode %d, which is %v", ref, at.Inode.Number, at.Inode.Ref), Off: -1}
 	}
 	if err != nil {
-		v.damaged(at, -1, err)
+		v.shared(&v.export, at, err)
 	}
 }
 
-// xattrs reads a set of extended attributes when the first inode has it.
-func (v *verification) xattrs(at *sqfs.Visit) {
+// checkXattrs reads a set of extended attributes when the first inode has it.
+func (v *verification) checkXattrs(at *sqfs.Visit) {
 	set, has := at.Inode.XattrSet()
 	if !has {
 		return
 	}
 	v.report.WithXattrs++
-	err, seen := v.sets[set]
+	f, seen := v.sets[set]
+	var err error
 	if !seen {
 		for a, xerr := range v.img.XattrValues(&at.Inode, v.buf) {
 			if v.buf, err = a.Value, xerr; v.ctx.Err() != nil {
 				break
 			}
 		}
-		v.sets[set] = err
 	}
-	if err != nil {
-		v.damaged(at, -1, fmt.Errorf("extended attributes: %w", err))
+	if err != nil || f != 0 {
+		v.shared(&f, at, fmt.Errorf("extended attributes: %w", err))
 	}
+	v.sets[set] = f
 }
 
 // file looks at the blocks of a file.

@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/squirefs/squire/sqfs"
 )
 
@@ -136,6 +138,9 @@ func source(t *testing.T, args ...string) []byte {
 	for i := range 10 {
 		put(fmt.Sprintf("c/small%d", i), bytes.Repeat([]byte(fmt.Sprint("small ", i, "; ")), 50+i))
 	}
+	for _, name := range []string{"c/small1", "c/small2"} { // where attributes cannot be had, a test is skipped
+		_ = unix.Setxattr(filepath.Join(dir, name), "user.test", []byte("value"), 0)
+	}
 	image := filepath.Join(t.TempDir(), "x.sqfs")
 	args = append([]string{dir, image, "-noappend", "-no-progress", "-quiet", "-b", "8K", "-comp", "gzip", "-noI", "-noX"}, args...)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -239,6 +244,20 @@ func TestDamage(t *testing.T) {
 			copy(raw[at(img, "b/dir")+16:at(img, "b/dir")+28], raw[at(img, "a")+16:])
 			return -1
 		}, nil},
+		{"extended attributes of two files", func(img *sqfs.Image, raw []byte) int64 {
+			ino := inode(t, img, "c/small1")
+			set, has := ino.XattrSet()
+			if !has {
+				t.Skip("no extended attributes on this file system")
+			}
+			for _, table := range img.Tables() {
+				if table.Name == "xattr id table" {
+					clear(raw[table.Start+2+16*int64(set)+8:][:4]) // how many there are
+					return table.Start
+				}
+			}
+			return 0
+		}, []string{"c/small1 -1 2"}},
 		{"export table", func(img *sqfs.Image, raw []byte) int64 {
 			for _, table := range img.Tables() {
 				if table.Name == "export table" {
