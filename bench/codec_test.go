@@ -196,9 +196,6 @@ func TestMeasure(t *testing.T) {
 			}
 			for _, shape := range codecShapes {
 				res, err := b.measure(t.Context(), c, shape)
-				if err != nil && strings.Contains(err.Error(), sqfs.ErrUnsupported.Error()) {
-					t.Skip(err)
-				}
 				if err != nil || len(res.Times) < 2 || res.Times[0].Name != squireName || len(res.Times[0].Seconds) != 1 {
 					t.Fatalf("%+v, %v", res, err)
 				}

@@ -12,8 +12,8 @@
 //
 // All inode types, fragments, holes, hard links, extended attributes, the directory
 // index and the export table are read; so are streamed images (magic HSQS), whose
-// superblock stands at the end. Compressors: see [Compression.Supported]. Squashfs
-// before 4.0, and big-endian images, are refused with [ErrVersion].
+// superblock stands at the end; and all compressors: gzip, zstd, lz4, lzo, xz and
+// lzma. Squashfs before 4.0, and big-endian images, are refused with [ErrVersion].
 //
 // Images are not trusted. A damaged or hostile one gives an error that says what is
 // wrong and where ([FormatError], matched by [ErrCorrupt]), for the path that is
@@ -29,9 +29,7 @@
 // takes no longer in a directory of a million entries than in one of a thousand. File
 // data is never cached here: [Image.ReadBlock] reads and expands one block on each
 // call. Once the metadata concerned is cached, Inode, Lookup, Dirents, AppendLink,
-// AppendXattr, File, Extent, Extents and ReadBlock allocate nothing, but for the
-// decoders of gzip and xz, which allocate inside their libraries (one and about eight
-// small objects for each block).
+// AppendXattr, File, Extent, Extents and ReadBlock allocate nothing.
 //
 // All methods of Image may be called by any number of goroutines at once. The
 // package starts no goroutine, writes no log and keeps no global state but pools of

@@ -197,8 +197,8 @@ func firstOf(t *testing.T, dir string) string {
 // TestWalkTooMuch lets the superblock promise fewer inodes than there are directories,
 // and a directory table so small that the entries cannot all lie in it.
 func TestWalkTooMuch(t *testing.T) {
+	root := find(t, openTest(t, "testdata/stored.sqfs"))
 	count := func(img *Image) (steps, bad int) {
-		root := find(t, img)
 		for _, err := range img.Walk(&root) {
 			if steps++; err != nil {
 				bad++
@@ -213,7 +213,6 @@ func TestWalkTooMuch(t *testing.T) {
 	}
 	img = openTest(t, "testdata/stored.sqfs")
 	all, _ := count(img)
-	root := find(t, img)
 	w := treeWalk{img: img, entered: make(map[InodeRef]struct{}), entries: img.maxEntries() - 5}
 	steps, bad := 0, 0
 	w.yield = func(_ *Visit, err error) bool {

@@ -31,7 +31,7 @@ func superblockCases() []spec {
 		{class: 6, name: "fragments-0", wrong: "files with tails in an image without fragments", want: Partly, bad: "one same tail two", edit: set("sb.fragments", 0)},
 		{class: 15, name: "ids-0", wrong: "no ids", want: Refuse, edit: set("sb.ids", 0)},
 		{class: 15, name: "ids-65535", wrong: "65535 ids, for which the table has no room", want: Refuse, edit: set("sb.ids", 65535)},
-		{class: 15, name: "ids-2", wrong: "two ids are not counted", want: Partly, bad: "ids/user ids/group", edit: set("sb.ids", 2)},
+		{class: 15, name: "ids-2", wrong: "two ids are not counted", want: Refuse, edit: set("sb.ids", 2)},
 
 		{class: 7, name: "root-64-bits", wrong: "the reference to the root has bit 63 set", want: Refuse, edit: func(im *image) { im.set("sb.root", im.get("sb.root")|1<<63) }},
 		{class: 7, name: "root-past-the-inodes", wrong: "the root lies behind the inode table", want: Refuse, edit: set("sb.root", 1<<47)},

@@ -1,6 +1,7 @@
 package hostile
 
 import (
+	"fmt"
 	"math"
 )
 
@@ -68,7 +69,8 @@ func tableCases() []spec {
 		{class: 6, name: "fragment-unused-field", wrong: "the unused field of a fragment is used", want: Fine, edit: set("frag0.unused", math.MaxUint32)},
 		{class: 7, name: "exports-garbage", wrong: "rows of the export table that nobody uses are garbage", want: Fine, edit: set("export1.ref", uint64(math.MaxUint64), "export2.ref", uint64(1<<40))},
 
-		{class: 15, name: "65535-ids", wrong: "as many ids as the superblock can count", want: Fine, plan: manyIDs},
+		{class: 15, name: "65535-ids", wrong: "as many ids as the superblock can count", want: Fine, plan: func(b *builder) { manyIDs(b); manyInodes(b) }},
+		{class: 15, name: "65535-ids-few-inodes", wrong: "more ids than two for each inode", want: Refuse, plan: manyIDs},
 		{class: 15, name: "id-row-65535", wrong: "an owner that no image can have", want: Partly, bad: "fifo", edit: set("fifo.uid", 65535)},
 		{class: 15, name: "id-row-4", wrong: "a group one past the last", want: Partly, bad: "fifo", edit: set("fifo.gid", 4)},
 		{class: 15, name: "root-id-row", wrong: "the root belongs to nobody", want: Refuse, edit: set(".uid", 4)},
@@ -109,6 +111,16 @@ func packTable(name string, size int) func(*builder) {
 			return zlibBest(raw), false
 		}
 	}
+}
+
+// manyInodes has one inode more for each two ids that there can be.
+func manyInodes(b *builder) {
+	d := dir()
+	d.long = true
+	for i := range 1 << 15 {
+		d.entries = append(d.entries, entry{fmt.Sprintf("f%06d", i), file(nil)})
+	}
+	b.root.attach("many", d)
 }
 
 // manyIDs has 65535 ids and uses the last.

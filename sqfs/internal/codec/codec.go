@@ -2,10 +2,7 @@
 // complete stream, and how long it may become is known before.
 package codec
 
-import (
-	"errors"
-	"io"
-)
+import "errors"
 
 // A Decoder expands blocks. It is safe for concurrent use.
 type Decoder interface {
@@ -58,34 +55,3 @@ func Name(id uint16) string {
 	}
 	return table[id].name
 }
-
-// fill reads r to its end into dst. Reading on to the end even when dst is full makes
-// the decoder compare its checksum, and finds a stream that holds too much. one is a
-// buffer of one byte, from the caller because it would escape from here.
-func fill(dst []byte, r io.Reader, one []byte) (int, error) {
-	n := 0
-	for idle := 0; idle < maxIdle; idle++ {
-		buf := dst[n:]
-		if len(buf) == 0 {
-			buf = one
-		}
-		k, err := r.Read(buf)
-		if k > 0 && n == len(dst) {
-			return n, errTooLong
-		}
-		n += k
-		if err == io.EOF {
-			return n, nil
-		}
-		if err != nil {
-			return n, err
-		}
-		if k > 0 {
-			idle = 0
-		}
-	}
-	return n, io.ErrNoProgress
-}
-
-// maxIdle bounds the reads in a row that give nothing.
-const maxIdle = 100

@@ -115,7 +115,7 @@ func TestCorrupt(t *testing.T) {
 // squashfs-tools does, whose libraries ignore them (uncompress) or return an error.
 func TestTrailing(t *testing.T) {
 	want := sample(sampleSize)
-	for id, ignored := range map[uint16]bool{Gzip: true, LZO: false, LZ4: false, Zstd: false} {
+	for id, ignored := range map[uint16]bool{Gzip: true, LZMA: true, LZO: false, XZ: true, LZ4: false, Zstd: false} {
 		src := append(block(t, id), "something else"...)
 		got, err := decodeGuarded(t, id, src, sampleSize+100)
 		if ignored && (err != nil || !bytes.Equal(got, want)) {
@@ -156,14 +156,11 @@ func TestAllocs(t *testing.T) {
 	}
 	eachDecoder(t, func(t *testing.T, id uint16) {
 		src, dst := block(t, id), make([]byte, sampleSize)
-		if n := testing.AllocsPerRun(100, func() { For(id).Decode(dst, src) }); n > libraryAllocs[id] {
-			t.Errorf("%v allocations a block, want %v", n, libraryAllocs[id])
+		if n := testing.AllocsPerRun(100, func() { For(id).Decode(dst, src) }); n > 0 {
+			t.Errorf("%v allocations a block", n)
 		}
 	})
 }
-
-// libraryAllocs are the allocations of decoders that are not our own.
-var libraryAllocs = map[uint16]float64{Gzip: 1, XZ: 8}
 
 // TestDecodeRandom feeds bytes that are no stream at all.
 func TestDecodeRandom(t *testing.T) {

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Makes the streams in this directory whose names start with xz- and lzma-, and SUMS:
-# sha256sum of what they hold. Needs xz >= 5.8 and python3. sample.xz is older.
+# sha256sum of what they hold. Needs xz >= 5.8 and python3.
 set -eu
 export LC_ALL=C
 cd "$(dirname "$0")"
