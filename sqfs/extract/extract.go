@@ -285,7 +285,7 @@ func host(call string, err error) error {
 	return hostError{call, err}
 }
 
-// count counts a file that is there now.
+// count counts a file that is done.
 func (x *extraction) count(n *counter) {
 	n.Add(1)
 	if p := x.opts.Progress; p != nil {

@@ -46,12 +46,12 @@ func likeUnsquashfs(t *testing.T, path string) {
 	dir := t.TempDir()
 	ours, theirs := filepath.Join(dir, "ours"), filepath.Join(dir, "theirs")
 	out, err := tool(t, nil, "unsquashfs", "-no-progress", "-quiet", "-offset", fmt.Sprint(offset(t, path)), "-dest", theirs, path)
-	if err != nil {
+	if err != nil && (os.Geteuid() == 0 || !strings.Contains(out, "because you're not superuser")) {
 		t.Skipf("unsquashfs: %v\n%.300s", err, out)
 	}
 	r := run(t, img, ours, Options{})
 	compare(t, snapshot(t, ours), snapshot(t, theirs))
-	if n := r.Files + r.Dirs + r.Symlinks + r.Devices + r.Fifos + r.Sockets + 1; n != int64(img.Superblock().Inodes) {
+	if n := r.Files + r.Dirs + r.Symlinks + r.Devices + r.DevicesSkipped + r.Fifos + r.Sockets + 1; n != int64(img.Superblock().Inodes) {
 		t.Errorf("%d inodes were made, the image has %d", n, img.Superblock().Inodes)
 	}
 	if a, b := allocated(t, ours), allocated(t, theirs); a > b {
@@ -80,6 +80,7 @@ func allocated(t *testing.T, root string) (n int64) {
 
 // TestOrdinaryUser extracts an image with all that an ordinary user may not set.
 func TestOrdinaryUser(t *testing.T) {
+	needRoot(t)
 	image := sqfstar(t, []tar.Header{
 		{Name: "closed/", Typeflag: tar.TypeDir, Mode: 0},
 		{Name: "closed/first", Size: 3, Mode: 0, Uid: 7, Typeflag: tar.TypeReg},

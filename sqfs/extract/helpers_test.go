@@ -111,7 +111,11 @@ func openDirectory(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	if err := errors.Join(os.Chmod(dir, 0o755), os.Chown(dir, otherUser, otherUser)); err != nil {
+	err = os.Chmod(dir, 0o755)
+	if err == nil && os.Geteuid() == 0 {
+		err = os.Chown(dir, otherUser, otherUser)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	return dir
@@ -227,6 +231,9 @@ func snapshot(t *testing.T, root string) map[string]string {
 	lines := make(map[string]string)
 	first := make(map[uint64]string)
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrPermission) { // a directory whose line is there already
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -264,6 +271,9 @@ func snapshot(t *testing.T, root string) map[string]string {
 
 func sum(t *testing.T, path string) string {
 	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrPermission) {
+		return "closed to us"
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -295,6 +305,9 @@ func xattrLine(t *testing.T, path string) (line string) {
 			continue
 		}
 		n, err := unix.Lgetxattr(path, name, value)
+		if errors.Is(err, unix.EACCES) {
+			n, err = 0, nil
+		}
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -211,7 +211,7 @@ func (x *extraction) special(parent int, name string, v *sqfs.Visit) (identity, 
 	ino := &v.Inode
 	device := ino.Type == sqfs.TypeBlock || ino.Type == sqfs.TypeChar
 	if device && x.euid != 0 {
-		x.counts.noDevice.Add(1)
+		x.count(&x.counts.noDevice)
 		return identity{}, nil
 	}
 	err := x.inTheWay(parent, name, func() error {
@@ -219,7 +219,7 @@ func (x *extraction) special(parent int, name string, v *sqfs.Visit) (identity, 
 		return host("mknod", ignoringEINTR(func() error { return unix.Mknodat(parent, name, mode, deviceNumber(ino)) }))
 	})
 	if device && errors.Is(err, unix.EPERM) { // root of a user namespace
-		x.counts.noDevice.Add(1)
+		x.count(&x.counts.noDevice)
 		return identity{}, nil
 	}
 	if err != nil {
