@@ -30,6 +30,9 @@ func xzStream(blocks ...xzTestBlock) []byte {
 	index := binary.AppendUvarint([]byte{0}, uint64(len(blocks)))
 	for _, block := range blocks {
 		header := []byte{2, 0, xzLZMA2, 1, 12, 0, 0, 0}
+		if block.filter != 0 {
+			header = []byte{2, 1, block.filter, 0, xzLZMA2, 1, 12, 0}
+		}
 		header = binary.LittleEndian.AppendUint32(header, crc32.ChecksumIEEE(header))
 		b = append(append(b, header...), block.lzma2...)
 		index = binary.AppendUvarint(index, uint64(len(header)+len(block.lzma2)))
@@ -46,8 +49,9 @@ func xzStream(blocks ...xzTestBlock) []byte {
 }
 
 type xzTestBlock struct {
-	lzma2 []byte
-	size  int
+	lzma2  []byte
+	size   int
+	filter byte // a BCJ filter, or 0
 }
 
 // lzma2Chunk is a chunk of LZMA2. LZMA knows nothing of what comes before; 16 zeros at
@@ -103,7 +107,7 @@ func TestLZMA2Chunks(t *testing.T) {
 			lzma2 = append(lzma2, lzma2Chunk(t, k.control, data, k.p)...)
 		}
 		want := bytes.Repeat(data, len(c.chunks))
-		src := xzStream(xzTestBlock{append(lzma2, 0), len(want)})
+		src := xzStream(xzTestBlock{lzma2: append(lzma2, 0), size: len(want)})
 		got, err := decodeGuarded(t, XZ, src, len(want))
 		if !errors.Is(err, c.err) || err == nil && !bytes.Equal(got, want) {
 			t.Errorf("%s: %d bytes, %v, want %d, %v", c.what, len(got), err, len(want), c.err)
@@ -123,14 +127,14 @@ func TestLZMA2Distance(t *testing.T) {
 	// As the data of a stream of its own, all but a literal and a match of distance 1.
 	// The first bit in a fresh state is 0 for a literal; with 1, 1, 0 it is rep0.
 	rep := []byte{0xe0, 0, 0, 0, 5, p.Code(), 0, 0xff, 0, 0, 0, 0}
-	if _, err := decodeGuarded(t, XZ, xzStream(xzTestBlock{append(rep, 0), 1}), 10); !errors.Is(err, errLZMADistance) {
+	if _, err := decodeGuarded(t, XZ, xzStream(xzTestBlock{lzma2: append(rep, 0), size: 1}), 10); !errors.Is(err, errLZMADistance) {
 		t.Errorf("at the start: %v", err)
 	}
-	if _, err := decodeGuarded(t, XZ, xzStream(xzTestBlock{append(append(chunk, rep...), 0), 65}), 100); !errors.Is(err, errLZMADistance) {
+	if _, err := decodeGuarded(t, XZ, xzStream(xzTestBlock{lzma2: append(append(chunk, rep...), 0), size: 65}), 100); !errors.Is(err, errLZMADistance) {
 		t.Errorf("after a reset: %v", err)
 	}
-	first := xzTestBlock{append(chunk, 0), 64}
-	if _, err := decodeGuarded(t, XZ, xzStream(first, xzTestBlock{append(rep, 0), 1}), 100); !errors.Is(err, errLZMADistance) {
+	first := xzTestBlock{lzma2: append(chunk, 0), size: 64}
+	if _, err := decodeGuarded(t, XZ, xzStream(first, xzTestBlock{lzma2: append(rep, 0), size: 1}), 100); !errors.Is(err, errLZMADistance) {
 		t.Errorf("in the second block: %v", err)
 	}
 	if b, err := decodeGuarded(t, XZ, xzStream(first, first, first), 192); err != nil || len(b) != 192 {
@@ -141,7 +145,7 @@ func TestLZMA2Distance(t *testing.T) {
 // TestXZErrors changes a stream so that all its checksums are right, and only what is
 // meant to be wrong is.
 func TestXZErrors(t *testing.T) {
-	block := xzTestBlock{[]byte{1, 0, 4, 'h', 'e', 'l', 'l', 'o', 0}, 5}
+	block := xzTestBlock{lzma2: []byte{1, 0, 4, 'h', 'e', 'l', 'l', 'o', 0}, size: 5}
 	good := xzStream(block)
 	if b, err := decodeGuarded(t, XZ, good, 5); err != nil || string(b) != "hello" {
 		t.Fatalf("%q, %v", b, err)
@@ -253,6 +257,31 @@ func FuzzXZ(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, src []byte) {
 		const limit = 1 << 15
+		got, err := decodeGuarded(t, XZ, src, limit)
+		peer, perr := readXZ(src, limit)
+		if comparable(err, perr) && ((err == nil) != (perr == nil) || err == nil && !bytes.Equal(got, peer)) {
+			t.Errorf("%d bytes, %v, the other decoder has %d, %v", len(got), err, len(peer), perr)
+		}
+	})
+}
+
+// FuzzLZMA2 compares with therootcompany/xz behind the checksums of the container:
+// LZMA2 data, which a filter goes over then.
+func FuzzLZMA2(f *testing.F) {
+	for _, g := range goldens(f) {
+		if g.id == XZ && len(g.src) < 3000 && !strings.Contains(g.name, "blocks") && g.src[xzHeaderSize] != 0 {
+			header := (int(g.src[xzHeaderSize]) + 1) * 4
+			f.Add(byte(len(g.name)), g.src[xzHeaderSize+header:])
+		}
+	}
+	f.Fuzz(func(t *testing.T, filter byte, lzma2 []byte) {
+		const limit = 1 << 15
+		if filter %= 10; filter < 4 { // those that both know are 4 to 9
+			filter = 0
+		}
+		x := xzReader{src: lzma2, lzma: new(lzmaState)}
+		n, _ := x.lzma2(make([]byte, limit))
+		src := xzStream(xzTestBlock{lzma2[:x.pos], n, filter})
 		got, err := decodeGuarded(t, XZ, src, limit)
 		peer, perr := readXZ(src, limit)
 		if comparable(err, perr) && ((err == nil) != (perr == nil) || err == nil && !bytes.Equal(got, peer)) {
