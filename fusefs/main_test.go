@@ -30,6 +30,7 @@ const roleEnv = "FUSEFS_TEST_ROLE"
 // role is what a second process does in place of running tests.
 type role struct {
 	Image    string
+	Offset   int64 // of the image in the file
 	Owner    *Owner
 	Restrict bool
 	Cache    int64
@@ -101,7 +102,7 @@ func (r *role) serve() {
 
 func (r *role) open() (*sqfs.Image, error) {
 	if r.Delay == 0 {
-		return sqfs.OpenImage(r.Image)
+		return openAt(r.Image, r.Offset)
 	}
 	file, err := os.Open(r.Image)
 	if err != nil {
@@ -112,6 +113,22 @@ func (r *role) open() (*sqfs.Image, error) {
 		return nil, err
 	}
 	return sqfs.New(slowReader{file, r.Delay}, st.Size(), nil)
+}
+
+// openAt opens the image at an offset of a file. It stays open.
+func openAt(name string, offset int64) (*sqfs.Image, error) {
+	if offset == 0 {
+		return sqfs.OpenImage(name)
+	}
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	st, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return sqfs.New(file, st.Size()-offset, &sqfs.Options{Offset: offset})
 }
 
 type slowReader struct {
