@@ -63,20 +63,6 @@ func openTest(t testing.TB, path string) *Image {
 	return img
 }
 
-// supported skips tests of images whose compressor has no decoder.
-func supported(t *testing.T, path string) {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if bytes.HasPrefix(b, []byte("hsqs")) {
-		if c := Compression(b[20]); !c.Supported() {
-			t.Skipf("%v is not supported yet", c)
-		}
-	}
-}
-
 // golden returns the file beside an image with another ending, or else the one of all
 // images of its tree; "" if there is none.
 func golden(t *testing.T, path, ext string) string {
@@ -100,7 +86,6 @@ func golden(t *testing.T, path, ext string) string {
 func TestGolden(t *testing.T) {
 	for _, path := range images(t) {
 		t.Run(strings.TrimSuffix(filepath.Base(path), ".sqfs"), func(t *testing.T) {
-			supported(t, path)
 			img := openTest(t, path)
 			var list, sums, xattrs bytes.Buffer
 			err := walkTree(img, func(name string, ino *Inode) error {
