@@ -112,7 +112,7 @@ func (w *treeWalk) entry(top *level) bool {
 	}
 	w.path = append(w.path, e.Name...)
 	if w.entries++; w.entries > w.img.maxEntries() {
-		top.reader.close()
+		top.reader.exhaust()
 		return w.breakOff(corrupt(-1, "directory %v is part of a tree of more than %d entries: listings overlap", top.dir.Ref, w.img.maxEntries()))
 	}
 	child, err := w.img.Inode(e.Ref)
@@ -125,8 +125,9 @@ func (w *treeWalk) entry(top *level) bool {
 	return w.see(&child, base)
 }
 
-// maxEntries bounds the entries of all directories: 3 bytes of the table make at most
-// one metadata block, and an entry has at least one byte of name.
+// maxEntries bounds the entries of all directories: a metadata block takes at least 3
+// bytes of the table, a header and a byte, and expands to 8192 at most; an entry has
+// at least one byte of name.
 func (img *Image) maxEntries() int64 {
 	return ((img.dirs.end-img.dirs.start)/3 + 1) * disk.MetadataSize / (disk.DirEntrySize + 1)
 }
@@ -148,7 +149,7 @@ func (w *treeWalk) see(ino *Inode, base int) bool {
 	d := dirReaders.Get().(*dirReader)
 	w.stack = append(w.stack, level{dir: *ino, path: len(w.path), base: base, reader: d})
 	if err := d.open(w.img, ino, 0); err != nil {
-		d.close()
+		d.exhaust()
 		return w.breakOff(err)
 	}
 	return true
@@ -169,8 +170,8 @@ func (w *treeWalk) enter(dir *Inode) error {
 	return nil
 }
 
-// close makes d a directory of which nothing is left to read.
-func (d *dirReader) close() {
+// exhaust makes d a directory of which nothing is left to read.
+func (d *dirReader) exhaust() {
 	d.pos, d.seen, d.run, d.err, d.x = d.size, 0, disk.DirHeader{}, nil, nil
 }
 

@@ -198,7 +198,9 @@ func riscvAUIPC(b []byte, pc uint32) int {
 		v, next = 0x17|2<<7|next<<12, addr
 	} else {
 		reg := v >> 27
-		if (v-0x3117)<<18 >= reg&0x1d {
+		// The encoder's: AUIPC to x2, above it the low bits of the second instruction,
+		// two ones as it is 32 bits long, whose base register is neither x0 nor x2.
+		if v&0x3fff != 3<<12|2<<7|0x17 || reg&^2 == 0 {
 			return 4
 		}
 		addr := binary.BigEndian.Uint32(b[4:]) - pc

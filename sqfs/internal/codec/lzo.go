@@ -40,7 +40,7 @@ func (lzoDecoder) Decode(dst, src []byte) (int, error) {
 		if ip <= len(src)-8 {
 			w = binary.LittleEndian.Uint64(src[ip:])
 		} else if ip < len(src) {
-			w = lzoLast(src[ip:])
+			w = lzoHead(src[ip:])
 		} else {
 			return 0, errLZOShort
 		}
@@ -63,7 +63,7 @@ func (lzoDecoder) Decode(dst, src []byte) (int, error) {
 					return 0, errLZOShort
 				}
 				n += mask
-				w = lzoLast(src[ip:])
+				w = lzoHead(src[ip:])
 			}
 			n += 2
 			next = int(w >> 8 & 3)
@@ -110,6 +110,8 @@ func (lzoDecoder) Decode(dst, src []byte) (int, error) {
 		}
 		ip += next
 		state = next
+		// Most matches are short: copy 16 bytes, whatever n is, and over what was too
+		// much the next literals, at most 3 of the 4 bytes that are written.
 		if n <= 16 && dist >= 8 && op <= len(dst)-20 {
 			d := dst[op : op+20]
 			copy16(d, dst[op-dist:op-dist+16])
@@ -136,8 +138,8 @@ func copy16(dst, src []byte) {
 	binary.LittleEndian.PutUint64(dst[8:], binary.LittleEndian.Uint64(src[8:]))
 }
 
-// lzoLast returns the first 8 bytes of src, in little-endian order. It may have fewer.
-func lzoLast(src []byte) (w uint64) {
+// lzoHead returns the first 8 bytes of src, in little-endian order. It may have fewer.
+func lzoHead(src []byte) (w uint64) {
 	for i, b := range src[:min(8, len(src))] {
 		w |= uint64(b) << (8 * i)
 	}

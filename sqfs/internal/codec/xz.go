@@ -14,7 +14,7 @@ import (
 // (squashfs-tools, xz_wrapper.c). Taken is whatever the format allows: several blocks,
 // chains of filters, all checks; but not the Delta filter. Bytes behind the stream are
 // ignored, as the kernel ignores them. The format is in doc/xz-file-format.txt of XZ
-// Utils; numbers in comments are sections of it.
+// Utils; sections in comments are its.
 //
 // Sizes of dictionaries are not looked at: the output is the dictionary.
 type xzDecoder struct{}
@@ -34,7 +34,7 @@ const (
 	xzFooterSize  = 12
 )
 
-// Checks over the data of a block: 2.1.1.2.
+// Checks over the data of a block: section 2.1.1.2.
 const (
 	xzCheckNone   = 0
 	xzCheckCRC32  = 1
@@ -42,7 +42,7 @@ const (
 	xzCheckSHA256 = 10
 )
 
-// Filters: 5.3.
+// Filters: section 5.3.
 const (
 	xzDelta = 0x03
 	xzLZMA2 = 0x21
@@ -79,7 +79,7 @@ type xzIndex struct {
 	sum    uint64
 }
 
-// add takes in one block: its unpadded size, and that of its data. 3.3
+// add takes in one block: its unpadded size, and that of its data (section 3.3).
 func (x *xzIndex) add(unpadded, size uint64) {
 	x.blocks++
 	const prime = 1<<40 + 0x1b3 // of FNV-1a, which is good enough to find damage
@@ -87,7 +87,7 @@ func (x *xzIndex) add(unpadded, size uint64) {
 	x.sum = (x.sum ^ size) * prime
 }
 
-// stream expands a stream into dst. 2.1
+// stream expands a stream into dst (section 2.1).
 func (x *xzReader) stream(dst []byte) (int, error) {
 	header, err := x.next(xzHeaderSize)
 	if err != nil {
@@ -163,7 +163,7 @@ func crcIs(b, want []byte) bool {
 
 // xzNumber decodes the number at the start of b, and how many bytes it takes: 7 bits in
 // each byte, lowest first, at most 9 bytes, no more than needed. If it is malformed,
-// that gives noNumber, and 0 bytes. 1.2
+// that gives noNumber, and 0 bytes (section 1.2).
 func xzNumber(b []byte) (v uint64, n int) {
 	for i, c := range b[:min(len(b), 9)] {
 		v |= uint64(c&0x7f) << (7 * i)
@@ -213,7 +213,7 @@ func (x *xzReader) index(blocks xzIndex) error {
 	return nil
 }
 
-// footer reads the footer. index is the size of the index. 2.1.2
+// footer reads the footer. index is the size of the index (section 2.1.2).
 func (x *xzReader) footer(flags []byte, index int) error {
 	b, err := x.next(xzFooterSize)
 	if err != nil {
@@ -283,7 +283,7 @@ func (x *xzReader) block(dst []byte) (unpadded, n int, err error) {
 }
 
 // blockHeader decodes the header of a block: sizes of the compressed and of the
-// expanded data, and the filters. 3.1
+// expanded data, and the filters (section 3.1).
 func blockHeader(b []byte, filters *xzFilters) (compressed, size uint64, err error) {
 	end := len(b) - 4
 	if !crcIs(b[:end], b[end:]) {
@@ -327,8 +327,7 @@ func blockHeader(b []byte, filters *xzFilters) (compressed, size uint64, err err
 	return compressed, size, err
 }
 
-// add takes in a filter of a chain. LZMA2 has to be the last one, and only the last.
-// 5.3
+// add takes in a filter of a chain (section 5.3). LZMA2 has to be the last, and only it.
 func (f *xzFilters) add(id uint64, props []byte, last bool) error {
 	if id == xzLZMA2 {
 		if !last || len(props) != 1 || props[0] > 40 {
