@@ -29,7 +29,9 @@ type Report struct {
 
 	Tables []TableStat
 
-	Damage      []Damage // at most 65536 of them
+	// Damage is at most 65536 places, and at most 32 MiB of paths and errors. DamageCount
+	// has those too that were left out for this, once for each path or block.
+	Damage      []Damage
 	DamageCount int64
 }
 
@@ -79,9 +81,20 @@ func (s *TableStat) add(b sqfs.MetadataBlock) {
 	}
 }
 
-// seen remembers what was found of blocks, by their offset. It is emptied when it is
-// too long: then blocks that are shared far apart are looked at twice, which needs more
-// than 4 million blocks, or 512 GiB of files in blocks of 128 KiB.
+// maxSeen bounds each of the maps of what was seen. All of them full are 240 MiB.
+const maxSeen = 1 << 20
+
+// keep adds to a map of what was seen, which is emptied when it is too long: then what
+// is shared far apart is looked at, and counted, twice. That needs more than a million
+// inodes with several names, or 128 GiB of files in blocks of 128 KiB.
+func keep[K comparable, V any](m map[K]V, key K, value V) {
+	if len(m) >= maxSeen {
+		clear(m)
+	}
+	m[key] = value
+}
+
+// seen remembers what was found of blocks, by their offset.
 type seen[T any] struct {
 	all map[int64]entry[T]
 }
@@ -93,8 +106,6 @@ type entry[T any] struct {
 	kind    uint8
 	value   T
 }
-
-const maxSeen = 4 << 20
 
 func newSeen[T any]() seen[T] { return seen[T]{all: make(map[int64]entry[T])} }
 
@@ -114,11 +125,8 @@ func (s *seen[T]) get(b sqfs.Block, value func() T) (T, bool) {
 	if value != nil {
 		e.value = value()
 	}
-	if len(s.all) >= maxSeen {
-		clear(s.all)
-	}
 	if !ok {
-		s.all[b.Off] = e
+		keep(s.all, b.Off, e)
 	}
 	return e.value, true
 }

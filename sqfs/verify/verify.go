@@ -10,6 +10,7 @@ package verify
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -35,22 +36,31 @@ type Options struct {
 // Total returns how many bytes of the image there are to expand.
 func Total(img *sqfs.Image) int64 { return img.Superblock().BytesUsed }
 
-// Damage is a thing that cannot be read.
+// Damage is a place that cannot be read. Paths that cannot be read for the same error in
+// the same place are one Damage, with the damage of the table if it lies in one.
 type Damage struct {
-	Path  string // of the first file concerned; "" for the root and if there is none
-	Paths int64  // number of paths concerned (of damage to attributes: of inodes); 0 if it is a table
+	Path  string // of the first file concerned; "" for the root and if there is none, see HasPath
+	Paths int64  // number of paths concerned (of damage to attributes: of inodes); 0 if none is known
 	Inode uint32 // number of the inode at Path, 0 if it is not known
 	Block int64  // number of the block in the file at Path, -1 if it is none
 	Off   int64  // byte offset in the image of the block, -1 if it has no place
 	Err   error
 }
 
-// maxDamage bounds the list of a report: a hostile image can have millions of faults.
-const maxDamage = 1 << 16
+// HasPath reports whether a path is concerned, which is the root if Path is empty.
+func (d *Damage) HasPath() bool { return d.Paths > 0 }
+
+// A hostile image can have millions of faults, whose paths can have a MiB each and the
+// names in their errors a KiB: so many are listed, the others are only counted.
+const (
+	maxDamage = 1 << 16
+	maxText   = 32 << 20 // bytes of paths and errors in the list
+)
 
 // Run looks at all of img. The error is that of ctx; the report then has what was found
-// until then. Memory is bounded by one block for each worker and some 100 MiB for what
-// was seen, whatever the size of the image.
+// until then. Memory is bounded by one block for each worker, 300 MiB for what was seen
+// and the list of damage, and what [sqfs.Image.Walk] keeps of directories, whatever the
+// image has.
 func Run(ctx context.Context, img *sqfs.Image, opts *Options) (*Report, error) {
 	if opts == nil {
 		opts = &Options{}
@@ -58,6 +68,7 @@ func Run(ctx context.Context, img *sqfs.Image, opts *Options) (*Report, error) {
 	v := &verification{
 		ctx: ctx, img: img, opts: opts, bs: int64(img.Superblock().BlockSize),
 		jobs: make(chan job, 64), links: make(map[sqfs.InodeRef]struct{}), sets: make(map[uint32]fault),
+		room: maxText, faults: make(map[cause]fault),
 		blocks: newSeen[struct{}](), frags: newSeen[*fragment](), bad: make(map[sqfs.Block]*badBlock),
 	}
 	var workers sync.WaitGroup
@@ -90,7 +101,9 @@ type verification struct {
 	report Report
 	links  map[sqfs.InodeRef]struct{} // inodes with more than one name, seen so far
 	sets   map[uint32]fault           // sets of extended attributes
-	export fault                      // of the table that leads from numbers to inodes
+	faults map[cause]fault            // what is listed
+	room   int                        // bytes left of maxText
+	last   string                     // the path that was kept last
 	buf    []byte
 	blocks seen[struct{}]
 	frags  seen[*fragment]
@@ -116,38 +129,96 @@ type fragment struct {
 
 // badBlock is a block that is damaged, or a fragment that is too short for some files.
 type badBlock struct {
-	err   error // nil: it is only too short
-	n     int   // bytes there are
-	first Damage
+	err      error // nil: it is only too short
+	n        int   // bytes there are
+	first    Damage
+	unlisted bool // there was no room for the path of the first file
 }
 
 // hurts reports whether a file with this extent in the block is concerned.
 func (b *badBlock) hurts(e sqfs.Extent) bool { return b.err != nil || e.Start+e.Len > b.n }
 
-// add adds to the list of damage.
-func (v *verification) add(d Damage) {
-	if v.report.DamageCount++; len(v.report.Damage) < maxDamage {
-		v.report.Damage = append(v.report.Damage, d)
-	}
+// cause is what damage that is listed once has in common.
+type cause struct {
+	off  int64
+	text string
 }
 
-// fault is damage that several inodes share: 1 + its place in the list, 0 for none.
+// causeOf leaves out what was said around the error of the image: whether a table was
+// looked at, or a file for its attributes.
+func causeOf(off int64, err error) cause {
+	var f *sqfs.FormatError
+	if errors.As(err, &f) {
+		err = f
+	}
+	return cause{off, err.Error()}
+}
+
+// fault says where damage is listed: 1 + its place, 0 if there is none, or
 type fault int
 
-// shared reports damage of the inode of a visit that may be that of others too: it is
-// listed once.
-func (v *verification) shared(f *fault, at *sqfs.Visit, err error) {
-	if *f == 0 {
-		v.damaged(at, -1, err)
-		*f = fault(len(v.report.Damage))
-		return
+const unlisted fault = -1 // it was only counted
+
+// add adds to the list of damage, to what is there of the same cause if there is.
+func (v *verification) add(c cause, d Damage) fault {
+	if f := v.faults[c]; f != 0 {
+		v.report.Damage[f-1].Paths += d.Paths
+		return f
 	}
-	v.report.Damage[*f-1].Paths++
+	v.report.DamageCount++
+	n := 2 * len(c.text) // in the error, and in faults
+	if len(v.report.Damage) >= maxDamage || n > v.room {
+		return unlisted
+	}
+	v.room -= n
+	v.report.Damage = append(v.report.Damage, d)
+	f := fault(len(v.report.Damage))
+	v.faults[c] = f
+	return f
+}
+
+// path returns the path of a visit to be kept, if there is room for it. All that is
+// found at one path has one copy.
+func (v *verification) path(at *sqfs.Visit) (path string, fits bool) {
+	if string(at.Path) == v.last {
+		return v.last, true
+	}
+	if len(at.Path) > v.room {
+		return "", false
+	}
+	v.room -= len(at.Path)
+	v.last = string(at.Path)
+	return v.last, true
 }
 
 // damaged reports that the inode of a visit, or what belongs to it, is.
-func (v *verification) damaged(at *sqfs.Visit, block int64, err error) {
-	v.add(Damage{Path: string(at.Path), Paths: 1, Inode: at.Inode.Number, Block: block, Off: offsetOf(err), Err: err})
+func (v *verification) damaged(at *sqfs.Visit, block int64, err error) fault {
+	off := offsetOf(err)
+	return v.damagedBy(causeOf(off, err), at, Damage{Block: block, Off: off, Err: err})
+}
+
+// damagedBy is damaged for a cause that the error does not say.
+func (v *verification) damagedBy(c cause, at *sqfs.Visit, d Damage) fault {
+	f := v.faults[c]
+	if f != 0 && v.report.Damage[f-1].HasPath() {
+		v.report.Damage[f-1].Paths++
+		return f
+	}
+	path, fits := v.path(at)
+	switch {
+	case !fits && f == 0:
+		v.report.DamageCount++
+		return unlisted
+	case !fits: // the table is listed without a path
+		return f
+	}
+	d.Path, d.Paths, d.Inode = path, 1, at.Inode.Number
+	if f == 0 {
+		return v.add(c, d)
+	}
+	d.Err = v.report.Damage[f-1].Err // which names the table
+	v.report.Damage[f-1] = d
+	return f
 }
 
 // tables expands all metadata, also what no path leads to.
@@ -161,7 +232,7 @@ func (v *verification) tables() {
 				}
 				stat.add(b)
 				if err != nil {
-					v.add(Damage{Block: -1, Off: b.Off, Err: fmt.Errorf("%s: %w", t.Name, err)})
+					v.add(causeOf(b.Off, err), Damage{Block: -1, Off: b.Off, Err: fmt.Errorf("%s: %w", t.Name, err)})
 				}
 			}
 			v.count(stat.Bytes)
@@ -174,7 +245,8 @@ func (v *verification) tables() {
 func (v *verification) tree() {
 	root, err := v.img.Inode(v.img.Root())
 	if err != nil { // New checked it, but the source may have failed since
-		v.add(Damage{Paths: 1, Block: -1, Off: offsetOf(err), Err: err})
+		off := offsetOf(err)
+		v.add(causeOf(off, err), Damage{Paths: 1, Block: -1, Off: off, Err: err})
 		return
 	}
 	for at, err := range v.img.Walk(&root) {
@@ -198,7 +270,7 @@ func (v *verification) visit(at *sqfs.Visit) {
 			v.report.HardLinks++
 			return
 		}
-		v.links[ino.Ref] = struct{}{}
+		keep(v.links, ino.Ref, struct{}{})
 	}
 	v.report.Types[ino.Type&7]++
 	v.checkXattrs(at)
@@ -222,11 +294,12 @@ func (v *verification) checkExport(at *sqfs.Visit) {
 		return
 	}
 	ref, err := v.img.ByNumber(at.Inode.Number)
-	if err == nil && ref != at.Inode.Ref {
+	switch {
+	case err != nil:
+		v.damaged(at, -1, err)
+	case ref != at.Inode.Ref: // likely the first of many, of which each says something else
 		err = &sqfs.FormatError{What: fmt.Sprintf("export table has %v for inode %d, which is %v", ref, at.Inode.Number, at.Inode.Ref), Off: -1}
-	}
-	if err != nil {
-		v.shared(&v.export, at, err)
+		v.damagedBy(cause{-1, "export table"}, at, Damage{Block: -1, Off: -1, Err: err})
 	}
 }
 
@@ -237,19 +310,27 @@ func (v *verification) checkXattrs(at *sqfs.Visit) {
 		return
 	}
 	v.report.WithXattrs++
-	f, seen := v.sets[set]
-	var err error
-	if !seen {
-		for a, xerr := range v.img.XattrValues(&at.Inode, v.buf) {
-			if v.buf, err = a.Value, xerr; v.ctx.Err() != nil {
-				break
-			}
+	if f, again := v.sets[set]; again {
+		if f > 0 {
+			v.report.Damage[f-1].Paths++
+		}
+		return
+	}
+	v.report.XattrSets++
+	keep(v.sets, set, v.readSet(at))
+}
+
+// readSet reads the extended attributes of an inode.
+func (v *verification) readSet(at *sqfs.Visit) fault {
+	for a, err := range v.img.XattrValues(&at.Inode, v.buf) {
+		if err != nil {
+			return v.damaged(at, -1, fmt.Errorf("extended attributes: %w", err))
+		}
+		if v.buf = a.Value; v.ctx.Err() != nil {
+			break
 		}
 	}
-	if err != nil || f != 0 {
-		v.shared(&f, at, fmt.Errorf("extended attributes: %w", err))
-	}
-	v.sets[set] = f
+	return 0
 }
 
 // file looks at the blocks of a file.
@@ -370,12 +451,15 @@ func (v *verification) found(b sqfs.Block, err error, n int) {
 
 // finish finds the paths of bad blocks and completes the report. The workers are done.
 func (v *verification) finish() {
-	v.report.XattrSets = int64(len(v.sets))
 	if len(v.bad) > 0 && v.ctx.Err() == nil {
 		v.findUsers()
 	}
 	blocks := make([]Damage, 0, len(v.bad))
 	for b, bad := range v.bad {
+		if bad.unlisted {
+			v.more++
+			continue
+		}
 		d := bad.first
 		d.Off, d.Err = b.Off, bad.err
 		if d.Err == nil {
@@ -385,7 +469,7 @@ func (v *verification) finish() {
 	}
 	slices.SortFunc(blocks, func(a, b Damage) int { return cmp.Compare(a.Off, b.Off) })
 	for _, d := range blocks {
-		v.add(d)
+		v.add(causeOf(d.Off, d.Err), d)
 	}
 	v.report.DamageCount += v.more
 }
@@ -411,7 +495,7 @@ func (v *verification) findUsers() {
 	}
 }
 
-// findIn looks for bad blocks in a file, and counts each once.
+// findIn looks for bad blocks in a file, which has none twice: they lie one behind the other.
 func (v *verification) findIn(at *sqfs.Visit, f *sqfs.File) {
 	i := int64(-1)
 	for e, err := range f.Extents(0) {
@@ -423,7 +507,9 @@ func (v *verification) findIn(at *sqfs.Visit, f *sqfs.File) {
 			continue
 		}
 		if bad.first.Paths++; bad.first.Paths == 1 {
-			bad.first = Damage{Path: string(at.Path), Paths: 1, Inode: at.Inode.Number, Block: i}
+			path, fits := v.path(at)
+			bad.first = Damage{Path: path, Paths: 1, Inode: at.Inode.Number, Block: i}
+			bad.unlisted = !fits
 		}
 	}
 }

@@ -266,6 +266,15 @@ func TestDamage(t *testing.T) {
 			}
 			return -1
 		}, []string{"a -1 1"}},
+		{"row of the fragment table", func(img *sqfs.Image, raw []byte) int64 {
+			for _, table := range img.Tables() {
+				if table.Name == "fragment table" {
+					raw[table.Start+2+8+3] = 0x80 // in the length of the only block
+					return table.Start
+				}
+			}
+			return 0
+		}, []string{"c/small0 0 10"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -289,32 +298,44 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// TestTables damages metadata that is compressed: the table is named, and the paths that
-// cannot be read for it.
+// TestTables damages metadata that is compressed: one place is reported, which names the
+// table and has the paths that cannot be read for it.
 func TestTables(t *testing.T) {
-	raw, err := os.ReadFile("../testdata/basic-gzip-4K.sqfs")
-	if err != nil {
-		t.Fatal(err)
-	}
-	sb := newImage(t, raw).Superblock()
-	raw[sb.InodeTable+20] ^= 0x10
-	r, err := Run(t.Context(), newImage(t, raw), &Options{Data: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	tables, files := 0, 0
-	for _, d := range r.Damage {
-		switch {
-		case d.Off != sb.InodeTable:
-			t.Errorf("%+v", d)
-		case d.Paths == 0 && strings.HasPrefix(d.Err.Error(), "inode table: "):
-			tables++
-		default:
-			files++
-		}
-	}
-	if tables != 1 || files < 10 {
-		t.Errorf("%d tables and %d files", tables, files)
+	for _, tt := range []struct {
+		image, table string
+		paths        int64 // at least
+	}{
+		{"basic-gzip-4K", "inode table", 10},
+		{"basic-gzip-4K", "directory table", 1},
+		{"basic-gzip-4K", "fragment table", 2},
+		{"basic-gzip-4K", "export table", 10},
+		{"xattr-zstd", "xattrs", 10},
+		{"xattr-zstd", "xattr id table", 2},
+	} {
+		t.Run(tt.table, func(t *testing.T) {
+			raw, err := os.ReadFile("../testdata/" + tt.image + ".sqfs")
+			if err != nil {
+				t.Fatal(err)
+			}
+			tables := newImage(t, raw).Tables()
+			i := slices.IndexFunc(tables, func(x sqfs.Table) bool { return x.Name == tt.table })
+			if i < 0 {
+				t.Fatalf("no such table in %+v", tables)
+			}
+			at := tables[i].Start
+			raw[at], raw[at+1] = 0, 0 // a length that no block has
+			r, err := Run(t.Context(), newImage(t, raw), &Options{Data: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.DamageCount != 1 || len(r.Damage) != 1 {
+				t.Fatalf("%d places: %+v", r.DamageCount, r.Damage)
+			}
+			d := r.Damage[0]
+			if d.Off != at || d.Paths < tt.paths || !d.HasPath() || !strings.HasPrefix(d.Err.Error(), tt.table+": ") {
+				t.Errorf("%+v", d)
+			}
+		})
 	}
 }
 
