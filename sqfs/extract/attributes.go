@@ -16,11 +16,11 @@ import (
 // permission forbids attributes to an ordinary user, and all of it changes times. fd
 // is open for reading or writing if ino is a regular file or directory, else for
 // nothing (O_PATH).
-func (x *extraction) attributes(fd int, path string, ino *sqfs.Inode) {
+func (x *extraction) attributes(fd int, at place, ino *sqfs.Inode) {
 	mode := uint32(ino.Mode)
 	owned, err := x.chown(fd, ino)
 	if err != nil {
-		x.report(path, err)
+		x.report(at.String(), err)
 	}
 	if !owned {
 		x.counts.noOwner.Add(1)
@@ -31,16 +31,16 @@ func (x *extraction) attributes(fd int, path string, ino *sqfs.Inode) {
 	}
 	if _, has := ino.XattrSet(); has && !x.opts.NoXattrs {
 		if err = x.xattrs(fd, ino); err != nil {
-			x.report(path, err)
+			x.report(at.String(), err)
 		}
 	}
 	if err = chmod(fd, ino, mode); err != nil {
-		x.report(path, host("chmod", err))
+		x.report(at.String(), host("chmod", err))
 	}
 	when := unix.Timespec{Sec: int64(ino.ModTime)}
 	err = unix.UtimesNanoAt(fd, "", []unix.Timespec{when, when}, unix.AT_EMPTY_PATH)
 	if err != nil {
-		x.report(path, host("set times", err))
+		x.report(at.String(), host("set times", err))
 	}
 }
 

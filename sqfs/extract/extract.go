@@ -12,8 +12,9 @@
 // as there are processors expand blocks and write them where they belong. A block is
 // expanded once for each file, fragment blocks once for all their files as long as
 // those are not far apart in the tree. Memory is bounded by a few blocks for each
-// goroutine and 32 MiB of fragments, file descriptors by some hundreds, whatever the
-// image says.
+// goroutine, 32 MiB of fragments, 64 MiB for files of which more names are to come, and
+// what [sqfs.Image.Walk] keeps, file descriptors by some hundreds, whatever the image
+// says.
 package extract
 
 import (
@@ -84,9 +85,14 @@ type Result struct {
 // ErrNotEmpty says that the target has something in it and Options.Force is not set.
 var ErrNotEmpty = errors.New("directory not empty")
 
-// Run extracts img into the directory dir, which it makes if need be, with parents. A
-// directory that it made gets mode, owner and times of the image's root; one that was
-// there keeps its own, for the caller may be at home in it.
+// ErrStopped says that an extraction began and ended early. Its cause, like ENOSPC or
+// [context.Canceled], is wrapped beside it.
+var ErrStopped = errors.New("extraction stopped")
+
+// Run extracts img into the directory dir, which it makes if need be, with parents, when
+// the first thing is to go into it. A directory that it made gets mode, owner and times
+// of the image's root; one that was there keeps its own, for the caller may be at home
+// in it.
 //
 // As root everything is as in the image. For others files are their own and set-id
 // bits are dropped (both as unsquashfs has it), devices are left out, and of extended
@@ -95,8 +101,10 @@ var ErrNotEmpty = errors.New("directory not empty")
 // Damage in the image and refusals of the host concern the path where they are met:
 // they go to Options.Problem, and the rest is extracted. A file in which blocks are
 // damaged is made with zeros in their place. The error of Run is for what ends an
-// extraction: a target that cannot be used, a full disk, a cancelled ctx. Then the
-// target has what was done so far, files that are not complete among it.
+// extraction: a target that cannot be used, a full disk, a cancelled ctx. If
+// it is [ErrStopped], the target has what was done so far, files that are not complete
+// among it. Any other means that nothing was made, removed or changed, but perhaps the
+// directories that lead to dir.
 func Run(ctx context.Context, img *sqfs.Image, dir string, opts *Options) (Result, error) {
 	if opts == nil {
 		opts = &Options{}
@@ -105,24 +113,33 @@ func Run(ctx context.Context, img *sqfs.Image, dir string, opts *Options) (Resul
 	if err != nil {
 		return Result{}, err
 	}
-	t, err := openTarget(dir, opts.Force)
-	if err != nil {
-		return Result{}, err
-	}
-	defer unix.Close(t.fd)
 	x := newExtraction(ctx, img, opts)
 	defer x.cancel(nil)
+	return x.run(&root, dir)
+}
+
+// run extracts everything into dir.
+func (x *extraction) run(root *sqfs.Inode, dir string) (Result, error) {
+	x.target = target{path: dir, force: x.opts.Force, fd: -1}
+	if err := x.target.open(); err != nil {
+		return Result{}, err
+	}
+	defer func() { x.target.close() }()
 	var workers sync.WaitGroup
 	for range x.workers {
 		workers.Go(x.work)
 	}
-	x.tree(&root, t)
+	x.tree(root)
 	close(x.jobs)
 	workers.Wait()
 	if x.ctx.Err() == nil {
-		x.finishLate(t.fd)
+		x.finishLinks()
 	}
-	return x.counts.result(), context.Cause(x.ctx)
+	err := context.Cause(x.ctx)
+	if err != nil && x.began {
+		err = fmt.Errorf("%w: %w", ErrStopped, err)
+	}
+	return x.counts.result(), err
 }
 
 // Total returns how many files, without directories, and how many bytes of regular
@@ -187,9 +204,12 @@ type extraction struct {
 	slots chan struct{} // one for each open file
 	frags fragmentCache // of the goroutine that walks
 
+	target target
+	began  bool  // something was made or removed
+	owner  owner // if it is not us
+
 	dirs  []dir // on the way to where the walk is
-	links map[sqfs.InodeRef]madeFile
-	late  []lateDir
+	links linkTable
 
 	counts  counters
 	problem sync.Mutex // while Problem is called
@@ -201,7 +221,7 @@ const maxOpen = 256
 func newExtraction(ctx context.Context, img *sqfs.Image, opts *Options) *extraction {
 	x := &extraction{
 		img: img, opts: opts, workers: opts.Workers, euid: unix.Geteuid(),
-		bs: int64(img.Superblock().BlockSize), links: make(map[sqfs.InodeRef]madeFile),
+		bs: int64(img.Superblock().BlockSize), links: linkTable{files: make(map[sqfs.InodeRef]madeFile), limit: linkBytes},
 	}
 	x.ctx, x.cancel = context.WithCancelCause(ctx)
 	if x.workers <= 0 {

@@ -153,16 +153,7 @@ func TestDeep(t *testing.T) {
 	if r.Dirs != levels+1 || r.Files != 1 || r.HardLinks != 1 {
 		t.Errorf("%+v", r)
 	}
-	root, err := unix.Open(dir, openDir, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(root)
-	fd, err := openPath(root, strings.TrimSuffix(name, "/"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
+	fd := openPath(t, dir, strings.TrimSuffix(name, "/"))
 	var st unix.Stat_t
 	if err := unix.Fstatat(fd, "file", &st, 0); err != nil || st.Size != 4 || st.Nlink != 2 {
 		t.Errorf("the file down there: %v %+v", err, st)
@@ -170,6 +161,25 @@ func TestDeep(t *testing.T) {
 	if err := unix.Fstatat(fd, "z", &st, 0); err != nil || st.Mode&0o777 == 0o700 {
 		t.Errorf("a directory down there: %v %+v", err, st)
 	}
+}
+
+// openPath opens the directory at a path in root that may be longer than the host takes.
+func openPath(t *testing.T, root, path string) int {
+	t.Helper()
+	fd, err := unix.Open(root, openDir, 0)
+	for name := range strings.SplitSeq(path, "/") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := fd
+		fd, err = unix.Openat(at, name, openDir, 0)
+		unix.Close(at)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	return fd
 }
 
 // TestHostileTarget extracts into a directory in which links lie where the image has
@@ -198,7 +208,7 @@ func TestHostileTarget(t *testing.T) {
 	if err := os.Link(victim, filepath.Join(dir, "hole")); err != nil { // a hard link is as good
 		t.Fatal(err)
 	}
-	if _, err := Run(context.Background(), img, dir, nil); !errors.Is(err, ErrNotEmpty) {
+	if _, err := Run(context.Background(), img, dir, nil); !errors.Is(err, ErrNotEmpty) || errors.Is(err, ErrStopped) {
 		t.Errorf("without Force: %v", err)
 	}
 	run(t, img, dir, Options{Force: true})
@@ -303,7 +313,7 @@ func TestDiskFull(t *testing.T) {
 	img := open(t, "../testdata/basic-zstd-4K.sqfs")
 	for _, options := range []string{"size=64k", "nr_inodes=20"} {
 		r, err := Run(context.Background(), img, filepath.Join(smallDisk(t, options, 0), "out"), nil)
-		if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "no space left") || r.Problems > 0 {
+		if !errors.Is(err, unix.ENOSPC) || !errors.Is(err, ErrStopped) || !strings.Contains(err.Error(), "no space left") || r.Problems > 0 {
 			t.Errorf("%s: %v, %+v", options, err, r)
 		}
 	}
@@ -313,10 +323,10 @@ func TestDiskFull(t *testing.T) {
 func TestReadOnlyTarget(t *testing.T) {
 	dir := smallDisk(t, "", unix.MS_RDONLY)
 	img := open(t, "../testdata/stored.sqfs")
-	if r, err := Run(context.Background(), img, filepath.Join(dir, "out"), nil); !errors.Is(err, unix.EROFS) || r != (Result{}) {
+	if r, err := Run(context.Background(), img, filepath.Join(dir, "out"), nil); !errors.Is(err, unix.EROFS) || errors.Is(err, ErrStopped) || r != (Result{}) {
 		t.Errorf("a new directory: %v", err)
 	}
-	if r, err := Run(context.Background(), img, dir, nil); !errors.Is(err, unix.EROFS) || r != (Result{}) {
+	if r, err := Run(context.Background(), img, dir, nil); !errors.Is(err, unix.EROFS) || errors.Is(err, ErrStopped) || r != (Result{}) {
 		t.Errorf("one that is there: %v, %+v", err, r)
 	}
 }
@@ -335,7 +345,7 @@ func TestCancel(t *testing.T) {
 		}
 		return true, true
 	}})
-	if !errors.Is(err, context.Canceled) || r.Files > 50 || n > 50 {
+	if !errors.Is(err, context.Canceled) || !errors.Is(err, ErrStopped) || r.Files > 50 || n > 50 {
 		t.Errorf("%v after %d paths: %+v", err, n, r)
 	}
 	if now := openFiles(t); now != fds {
@@ -479,5 +489,81 @@ func TestSelect(t *testing.T) {
 	r = run(t, img, filepath.Join(t.TempDir(), "out"), Options{Progress: &all})
 	if files, n, err = Total(context.Background(), img, &Options{}); err != nil || files != all.Files.Load() || n != all.Bytes.Load() || n != r.Bytes {
 		t.Errorf("total %d files, %d bytes, %v; progress %d and %d; extracted %+v", files, n, err, all.Files.Load(), all.Bytes.Load(), r)
+	}
+}
+
+// TestNothing selects nothing: the target is not even made, and one that is there does
+// not change.
+func TestNothing(t *testing.T) {
+	img := open(t, "../testdata/stored.sqfs")
+	opts := Options{Select: func([]byte, bool) (take, within bool) { return false, true }}
+	base := t.TempDir()
+	run(t, img, filepath.Join(base, "some", "where"), opts)
+	if list, err := os.ReadDir(base); err != nil || len(list) > 0 {
+		t.Errorf("%v, %v", list, err)
+	}
+	before := snapshot(t, base)
+	run(t, img, base, opts)
+	compare(t, snapshot(t, base), before)
+}
+
+// TestOthersDirectory extracts over directories of another: they are used, and nobody
+// tries to remove them.
+func TestOthersDirectory(t *testing.T) {
+	needRoot(t)
+	image := sqfstar(t, []tar.Header{
+		{Name: "etc/", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: "etc/mine/", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: "etc/mine/file", Typeflag: tar.TypeReg, Mode: 0o644, Size: 4},
+	})
+	if err := os.Chmod(image, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	dir := openDirectory(t)
+	mine := filepath.Join(dir, "etc", "mine")
+	if err := errors.Join(os.Chown(dir, 0, 0), os.MkdirAll(mine, 0o755), os.Chown(mine, otherUser, otherUser)); err != nil {
+		t.Fatal(err)
+	}
+	a := asUser(t, order{Image: image, Dir: dir, Force: true})
+	if _, err := os.Stat(filepath.Join(mine, "file")); err != nil || a.Error != "" {
+		t.Errorf("%v, %q", err, a.Error)
+	}
+	for _, p := range a.Problems { // mode and times of the directory that is another's
+		if !strings.HasPrefix(p, "etc: ") || strings.Contains(p, "remove") {
+			t.Error(p)
+		}
+	}
+}
+
+// TestOwnerOfTarget extracts to where new files belong to somebody else than us: the
+// caller takes itself for another. What belongs to a third is still not ours.
+func TestOwnerOfTarget(t *testing.T) {
+	img := open(t, "../testdata/stored.sqfs")
+	root, err := img.Inode(img.Root())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "out")
+	x := newExtraction(context.Background(), img, &Options{Problem: func(path string, err error) { t.Errorf("%s: %v", path, err) }})
+	defer x.cancel(nil)
+	x.euid += otherUser
+	r, err := x.run(&root, dir)
+	if err != nil || r.Dirs == 0 || r.Symlinks == 0 {
+		t.Errorf("%v, %+v", err, r)
+	}
+	for name := range snapshot(t, dir) {
+		if strings.Contains(name, ".squire") {
+			t.Errorf("%s is left", name)
+		}
+	}
+	at, err := unix.Open(dir, openDir, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(at)
+	for _, third := range []uint32{uint32(os.Geteuid()) + 1, otherUser + 1} {
+		if x.ours(at, &unix.Stat_t{Uid: third}) {
+			t.Errorf("a file of %d passes for ours", third)
+		}
 	}
 }

@@ -14,7 +14,7 @@ import (
 // outFile is a regular file that is being written.
 type outFile struct {
 	x    *extraction
-	path string
+	at   place
 	fd   int
 	ino  sqfs.Inode
 	file sqfs.File
@@ -111,7 +111,7 @@ func (f *outFile) write(b []byte, off int64) {
 func (f *outFile) fail(err error) {
 	f.holes.Store(true)
 	if !f.told.Swap(true) {
-		f.x.report(f.path, err)
+		f.x.report(f.at.String(), err)
 	}
 }
 
@@ -127,7 +127,7 @@ func (f *outFile) done() {
 				f.fail(host("truncate", err))
 			}
 		}
-		x.attributes(f.fd, f.path, &f.ino)
+		x.attributes(f.fd, f.at, &f.ino)
 	}
 	if err := unix.Close(f.fd); err != nil && !errors.Is(err, unix.EINTR) {
 		f.fail(host("close", err)) // file systems with quotas, or far away, may know only now

@@ -1,32 +1,16 @@
 package extract
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/sqfs"
 )
 
-// madeFile is a file that exists and may get further names.
-type madeFile struct {
-	path string
-	id   identity
-}
-
-// lateDir is a directory whose mode would keep an ordinary user out of it. It gets its
-// attributes when nothing in it is needed any more.
-type lateDir struct {
-	path string
-	id   identity
-	ino  sqfs.Inode
-}
-
 // tree walks the image and makes what is in it, but for the bytes of files.
-func (x *extraction) tree(root *sqfs.Inode, t target) {
+func (x *extraction) tree(root *sqfs.Inode) {
 	for v, err := range x.img.Walk(root) {
 		switch {
 		case x.ctx.Err() != nil:
@@ -37,9 +21,9 @@ func (x *extraction) tree(root *sqfs.Inode, t target) {
 				x.report(string(v.Path), err)
 			}
 		case v.Depth == 0 && !v.Leave:
-			x.dirs = append(x.dirs, dir{ino: v.Inode, fd: t.fd, made: true})
+			x.enterRoot(v)
 		case v.Leave:
-			x.leave(v, t)
+			x.leave(v)
 		case v.Inode.Type == sqfs.TypeDir:
 			x.enter(v)
 		default:
@@ -53,9 +37,22 @@ func (x *extraction) tree(root *sqfs.Inode, t target) {
 // closeAll closes all directories but the target.
 func (x *extraction) closeAll() {
 	for _, d := range x.dirs {
-		if d.fd >= 0 && d.fd != x.dirs[0].fd {
+		if d.fd >= 0 && d.fd != x.target.fd {
 			unix.Close(d.fd)
 		}
+	}
+}
+
+// enterRoot begins with the target. It too is made now only if it is wanted for itself.
+func (x *extraction) enterRoot(v *sqfs.Visit) {
+	take, within := x.opts.selects(v)
+	if !take && !within {
+		v.Skip()
+		return
+	}
+	x.dirs = append(x.dirs, dir{ino: v.Inode, fd: -1})
+	if take {
+		_, _ = x.parent(0, nil) // an error ends the extraction
 	}
 }
 
@@ -77,48 +74,27 @@ func (x *extraction) enter(v *sqfs.Visit) {
 }
 
 // leave completes a directory.
-func (x *extraction) leave(v *sqfs.Visit, t target) {
+func (x *extraction) leave(v *sqfs.Visit) {
 	d := &x.dirs[v.Depth]
-	if d.made && !d.lost && (v.Depth > 0 || t.made) {
-		x.finishDir(d, string(v.Path))
+	if v.Depth > 0 {
+		x.openAbove()
+	}
+	if d.made && !d.lost && (v.Depth > 0 || x.target.made) {
+		x.finishDir(d)
 	}
 	if v.Depth > 0 {
 		x.closeDir()
 	}
 }
 
-// finishDir gives a directory its attributes, or puts that off.
-func (x *extraction) finishDir(d *dir, path string) {
-	if x.euid != 0 && d.ino.Mode&0o700 != 0o700 {
-		if d.id == (identity{}) { // the target
-			var st unix.Stat_t
-			if unix.Fstat(d.fd, &st) == nil {
-				d.id = identityOf(&st)
-			}
-		}
-		x.late = append(x.late, lateDir{path, d.id, d.ino})
+// finishDir gives a directory its attributes. It puts that off if they would keep an
+// ordinary user from files in it which get further names elsewhere.
+func (x *extraction) finishDir(d *dir) {
+	if x.euid != 0 && d.ino.Mode&0o700 != 0o700 && d.node.pins > 0 {
+		d.node.late = true
 		return
 	}
-	x.attributes(d.fd, path, &d.ino)
-}
-
-// finishLate gives attributes to the directories that were put off, the deepest first.
-func (x *extraction) finishLate(root int) {
-	for i := range x.late {
-		l := &x.late[i]
-		fd, err := openPath(root, l.path)
-		if err != nil {
-			x.report(l.path, host("open", err))
-			continue
-		}
-		var st unix.Stat_t
-		if err := unix.Fstat(fd, &st); err != nil || identityOf(&st) != l.id {
-			x.report(l.path, errSwapped)
-		} else {
-			x.attributes(fd, l.path, &l.ino)
-		}
-		unix.Close(fd)
-	}
+	x.attributes(d.fd, place{dir: d.node}, &d.ino)
 }
 
 // make makes what is no directory.
@@ -127,96 +103,65 @@ func (x *extraction) make(v *sqfs.Visit) {
 	if err != nil {
 		return // told before
 	}
-	name := string(v.Name())
-	if first, ok := x.links[v.Inode.Ref]; ok {
-		err = x.link(parent, name, v, first)
+	at := place{x.dirs[v.Depth-1].node, string(v.Name())}
+	ref := v.Inode.Ref
+	if first, ok := x.links.files[ref]; ok {
+		err = x.link(parent, at, first)
+		x.named(ref)
 		if err == nil {
 			x.count(&x.counts.hardLinks)
 			return
 		}
 		// The host has no hard links, or no more for one file: then it is a file of its own.
 		if !errors.Is(err, unix.EMLINK) && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EOPNOTSUPP) {
-			x.report(string(v.Path), err)
+			x.report(at.String(), err)
 			return
 		}
 	}
 	var id identity
 	switch v.Inode.Type {
 	case sqfs.TypeFile:
-		id, err = x.file(parent, name, v)
+		id, err = x.file(parent, at, &v.Inode)
 	case sqfs.TypeSymlink:
-		id, err = x.symlink(parent, name, v)
+		id, err = x.symlink(parent, at, &v.Inode)
 	default:
-		id, err = x.special(parent, name, v)
+		id, err = x.special(parent, at, &v.Inode)
+	}
+	if err == nil && v.Inode.Nlink > 1 && id != (identity{}) {
+		if !x.links.add(ref, madeFile{at, id, v.Inode.Nlink - 1}) {
+			err = errManyLinks
+		}
 	}
 	if err != nil {
-		x.report(string(v.Path), err)
-	} else if v.Inode.Nlink > 1 && id != (identity{}) {
-		x.links[v.Inode.Ref] = madeFile{string(v.Path), id}
+		x.report(at.String(), err)
 	}
-}
-
-// link makes a further name for a file that exists, and checks that it is the file.
-func (x *extraction) link(parent int, name string, v *sqfs.Visit, first madeFile) error {
-	from, base, err := x.openFirst(parent, v, first)
-	if err != nil {
-		return host("open", err)
-	}
-	if from != parent {
-		defer unix.Close(from)
-	}
-	err = x.inTheWay(parent, name, func() error {
-		return host("link", ignoringEINTR(func() error { return unix.Linkat(from, base, parent, name, 0) }))
-	})
-	if err != nil {
-		return err
-	}
-	var st unix.Stat_t
-	if err := unix.Fstatat(parent, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil || identityOf(&st) != first.id {
-		_ = unix.Unlinkat(parent, name, 0)
-		return errSwapped
-	}
-	return nil
-}
-
-// openFirst opens the directory of a file that was made before, which may be parent.
-func (x *extraction) openFirst(parent int, v *sqfs.Visit, first madeFile) (fd int, base string, err error) {
-	slash := strings.LastIndexByte(first.path, '/')
-	dir, base := first.path[:max(slash, 0)], first.path[slash+1:]
-	here := bytes.TrimSuffix(v.Path[:len(v.Path)-len(v.Name())], []byte("/"))
-	if string(here) == dir {
-		return parent, base, nil
-	}
-	fd, err = openPath(x.dirs[0].fd, dir)
-	return fd, base, err
 }
 
 // symlink makes a symlink.
-func (x *extraction) symlink(parent int, name string, v *sqfs.Visit) (identity, error) {
-	to, err := x.img.AppendLink(nil, &v.Inode)
+func (x *extraction) symlink(parent int, at place, ino *sqfs.Inode) (identity, error) {
+	to, err := x.img.AppendLink(nil, ino)
 	if err != nil {
 		return identity{}, err
 	}
-	err = x.inTheWay(parent, name, func() error {
-		return host("symlink", ignoringEINTR(func() error { return unix.Symlinkat(string(to), parent, name) }))
+	err = x.inTheWay(parent, at.name, func() error {
+		return host("symlink", ignoringEINTR(func() error { return unix.Symlinkat(string(to), parent, at.name) }))
 	})
 	if err != nil {
 		return identity{}, err
 	}
-	return x.finishNode(parent, name, v)
+	return x.finishNode(parent, at, ino)
 }
 
 // special makes a device, fifo or socket.
-func (x *extraction) special(parent int, name string, v *sqfs.Visit) (identity, error) {
-	ino := &v.Inode
+func (x *extraction) special(parent int, at place, ino *sqfs.Inode) (identity, error) {
 	device := ino.Type == sqfs.TypeBlock || ino.Type == sqfs.TypeChar
 	if device && x.euid != 0 {
 		x.count(&x.counts.noDevice)
 		return identity{}, nil
 	}
-	err := x.inTheWay(parent, name, func() error {
+	err := x.inTheWay(parent, at.name, func() error {
 		mode := ino.UnixMode()&unix.S_IFMT | 0o600
-		return host("mknod", ignoringEINTR(func() error { return unix.Mknodat(parent, name, mode, deviceNumber(ino)) }))
+		return host("mknod", ignoringEINTR(func() error { return unix.Mknodat(parent, at.name, mode, deviceNumber(ino)) }))
 	})
 	if device && errors.Is(err, unix.EPERM) { // root of a user namespace
 		x.count(&x.counts.noDevice)
@@ -225,7 +170,7 @@ func (x *extraction) special(parent int, name string, v *sqfs.Visit) (identity, 
 	if err != nil {
 		return identity{}, err
 	}
-	return x.finishNode(parent, name, v)
+	return x.finishNode(parent, at, ino)
 }
 
 // deviceNumber is the device in the form of the system calls (linux/kdev_t.h:
@@ -236,11 +181,11 @@ func deviceNumber(ino *sqfs.Inode) int {
 }
 
 // finishNode gives attributes to what was just made and cannot be opened: the symlink,
-// device, fifo or socket called name. Somebody may have put something else there, so
+// device, fifo or socket at that place. Somebody may have put something else there, so
 // it is looked at first: a set-id file of another, given to the owner that an image
 // says, would be worth the trouble.
-func (x *extraction) finishNode(parent int, name string, v *sqfs.Visit) (identity, error) {
-	fd, err := openat(parent, name, openNode, 0)
+func (x *extraction) finishNode(parent int, at place, ino *sqfs.Inode) (identity, error) {
+	fd, err := openat(parent, at.name, openNode, 0)
 	if err != nil {
 		return identity{}, host("open", err)
 	}
@@ -249,11 +194,11 @@ func (x *extraction) finishNode(parent int, name string, v *sqfs.Visit) (identit
 	if err := unix.Fstat(fd, &st); err != nil {
 		return identity{}, host("stat", err)
 	}
-	if st.Mode&unix.S_IFMT != v.Inode.UnixMode()&unix.S_IFMT || int(st.Uid) != x.euid || st.Nlink != 1 {
+	if st.Mode&unix.S_IFMT != ino.UnixMode()&unix.S_IFMT || !x.ours(parent, &st) || st.Nlink != 1 {
 		return identity{}, errSwapped
 	}
-	x.attributes(fd, string(v.Path), &v.Inode)
-	x.count(x.counter(v.Inode.Type))
+	x.attributes(fd, at, ino)
+	x.count(x.counter(ino.Type))
 	return identityOf(&st), nil
 }
 
@@ -272,8 +217,8 @@ func (x *extraction) counter(t sqfs.Type) *counter {
 
 // file makes a regular file and hands its bytes to the workers. It is complete, with
 // its attributes, when the last of them is done.
-func (x *extraction) file(parent int, name string, v *sqfs.Visit) (identity, error) {
-	contents, err := x.img.File(&v.Inode)
+func (x *extraction) file(parent int, at place, ino *sqfs.Inode) (identity, error) {
+	contents, err := x.img.File(ino)
 	if err != nil {
 		return identity{}, err
 	}
@@ -282,9 +227,9 @@ func (x *extraction) file(parent int, name string, v *sqfs.Visit) (identity, err
 	case <-x.ctx.Done():
 		return identity{}, nil
 	}
-	f := &outFile{x: x, path: string(v.Path), ino: v.Inode, file: contents}
-	err = x.inTheWay(parent, name, func() (err error) {
-		f.fd, err = openat(parent, name, newFile, 0o600)
+	f := &outFile{x: x, at: at, ino: *ino, file: contents}
+	err = x.inTheWay(parent, at.name, func() (err error) {
+		f.fd, err = openat(parent, at.name, newFile, 0o600)
 		return host("create", err)
 	})
 	if err != nil {
@@ -294,7 +239,7 @@ func (x *extraction) file(parent int, name string, v *sqfs.Visit) (identity, err
 	f.left.Store(1) // until all is handed out
 	defer f.done()
 	var id identity
-	if v.Inode.Nlink > 1 {
+	if ino.Nlink > 1 {
 		var st unix.Stat_t
 		if err := unix.Fstat(f.fd, &st); err != nil {
 			return id, host("stat", err)
