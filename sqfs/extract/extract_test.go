@@ -25,6 +25,7 @@ const corpusVar = "SQFS_CORPUS"
 
 // TestLikeUnsquashfs extracts images and compares with what unsquashfs makes of them.
 func TestLikeUnsquashfs(t *testing.T) {
+	t.Parallel()
 	list, err := filepath.Glob("../testdata/*.sqfs")
 	if err != nil || len(list) == 0 {
 		t.Fatalf("no images: %v", err)
@@ -42,6 +43,7 @@ func TestLikeUnsquashfs(t *testing.T) {
 }
 
 func likeUnsquashfs(t *testing.T, path string) {
+	t.Parallel()
 	img := open(t, path)
 	dir := t.TempDir()
 	ours, theirs := filepath.Join(dir, "ours"), filepath.Join(dir, "theirs")
