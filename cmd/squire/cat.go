@@ -42,7 +42,7 @@ there), not there, or none; 125 if nothing can be printed.`,
 // returns the error.
 func catAll(c *cobra.Command, img *sqfs.Image, names []string) error {
 	w := c.OutOrStdout()
-	var errs []error
+	var errs problems
 	for _, name := range names {
 		ino, err := lookup(img, name, true)
 		if err == nil && ino.Type != sqfs.TypeFile {
@@ -52,37 +52,43 @@ func catAll(c *cobra.Command, img *sqfs.Image, names []string) error {
 			if err = cat(w, img, name, &ino); errors.Is(err, errOutput) {
 				return err
 			} else if err != nil {
-				errs = append(errs, err)
+				errs.add(err)
 			}
 			continue
 		}
 		if p, perr := newPattern(name); perr == nil && p.wild() && p.find(img, nil) {
-			errs = append(errs, catMatches(w, img, &p)...)
+			if err := catMatches(w, img, &p, &errs); err != nil {
+				return err
+			}
 			continue
 		}
 		if len(names) == 1 {
 			return err
 		}
-		errs = append(errs, err)
+		errs.add(err)
 	}
-	return tellAll(c, errs)
+	return errs.tell(c)
 }
 
-// catMatches prints the regular files that a pattern matches.
-func catMatches(w io.Writer, img *sqfs.Image, p *pattern) (errs []error) {
+// catMatches prints the regular files that a pattern matches. What it returns is that
+// they cannot be written.
+func catMatches(w io.Writer, img *sqfs.Image, p *pattern, errs *problems) (stop error) {
 	p.find(img, func(v *sqfs.Visit, err error) bool {
 		if err == nil && v.Inode.Type == sqfs.TypeFile {
 			err = cat(w, img, string(v.Path), &v.Inode)
 		} else if err != nil {
-			err = fmt.Errorf("%s: %w", printable(string(v.Path)), err)
+			err = at(string(v.Path), err)
 		}
 		v.Skip() // what lies below a directory that matches was not asked for
-		if err != nil {
-			errs = append(errs, err)
+		switch {
+		case errors.Is(err, errOutput):
+			stop = err
+		case err != nil:
+			errs.add(err)
 		}
-		return len(errs) < maxListed && !errors.Is(err, errOutput)
+		return stop == nil
 	})
-	return errs
+	return stop
 }
 
 // errOutput says that it is no fault of the image: there is no use in going on.
@@ -92,7 +98,7 @@ var errOutput = errors.New("cannot write")
 func cat(w io.Writer, img *sqfs.Image, name string, ino *sqfs.Inode) error {
 	f, err := img.File(ino)
 	if err != nil {
-		return fmt.Errorf("%s: %w", printable(name), err)
+		return at(name, err)
 	}
 	if f.NumBlocks() == 0 {
 		return nil
@@ -107,7 +113,7 @@ func cat(w io.Writer, img *sqfs.Image, name string, ino *sqfs.Inode) error {
 			err = &sqfs.FormatError{What: fmt.Sprintf("fragment has %d bytes expanded, want %d", n, e.Start+e.Len), Off: e.Block.Off}
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", printable(name), err)
+			return at(name, err)
 		}
 		if _, err := w.Write(buf[e.Start : e.Start+e.Len]); err != nil {
 			return fmt.Errorf("%w: %w", errOutput, err)

@@ -85,7 +85,7 @@ type extractSummary struct {
 	Devices        int64    `json:"devices"`
 	Fifos          int64    `json:"fifos"`
 	Sockets        int64    `json:"sockets"`
-	Problems       []damage `json:"problems"` // at most maxListed; the count is right
+	Problems       []damage `json:"problems"` // as many as listBound admits; the count is right
 	ProblemCount   int64    `json:"problem_count"`
 	DevicesSkipped int64    `json:"devices_skipped"`
 	OwnersSkipped  int64    `json:"owners_skipped"`
@@ -101,9 +101,6 @@ type damage struct {
 	Bytes []byte `json:"path_bytes,omitempty"` // the path, if it is not UTF-8
 	Error string `json:"error"`
 }
-
-// maxListed bounds lists of problems that are kept: an image can have millions.
-const maxListed = 10000
 
 func (o *extractOptions) run(c *cobra.Command, image string, patterns []string) error {
 	sel, err := o.selection(patterns)
@@ -128,14 +125,21 @@ func (o *extractOptions) run(c *cobra.Command, image string, patterns []string) 
 	if err != nil {
 		return err
 	}
+	var bound listBound
+	told := int64(0)
 	opts.Problem = func(path string, err error) {
-		m.say(printable(path) + ": " + runtime.OneLine(err))
-		if len(sum.Problems) < maxListed {
+		if told++; told <= maxTold {
+			m.say(runtime.OneLine(at(path, err)))
+		}
+		if bound.admit(path, err.Error()) {
 			sum.Problems = append(sum.Problems, newDamage(path, err))
 		}
 	}
 	result, err := extract.Run(ctx, img, o.dest, opts)
 	m.close()
+	if told > maxTold {
+		m.say(andMore(told - maxTold))
+	}
 	sum.fill(&result, time.Since(start))
 	if err != nil && result == (extract.Result{}) && !errors.Is(err, context.Canceled) {
 		if errors.Is(err, extract.ErrNotEmpty) {

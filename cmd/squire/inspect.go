@@ -47,6 +47,7 @@ type imageInfo struct {
 	Damaged  int64         `json:"damage_count"`
 	Error    string        `json:"error,omitempty"` // why the image cannot be opened
 
+	bound   listBound               // of Damage
 	options []sqfs.CompressorOption // in the order of the image
 }
 
@@ -302,7 +303,7 @@ func blocksOf(s *verify.BlockStat, expanded int64) *blocksInfo {
 // add adds to the list of damage.
 func (i *imageInfo) add(d verify.Damage) {
 	i.Damaged++
-	if len(i.Damage) >= maxListed {
+	if !i.bound.admit(d.Path, d.Err.Error()) {
 		return
 	}
 	info := damageInfo{Path: d.Path, Paths: d.Paths, Inode: d.Inode, Error: d.Err.Error()}
@@ -442,13 +443,14 @@ func (i *imageInfo) printDamage(w io.Writer) error {
 	if len(i.Damage) > 0 {
 		fmt.Fprintln(w, "\nDamaged:")
 	}
-	for _, d := range i.Damage {
+	told := i.Damage[:min(len(i.Damage), maxTold)]
+	for _, d := range told {
 		if _, err := fmt.Fprintln(w, " ", d); err != nil {
 			return err
 		}
 	}
-	if more := i.Damaged - int64(len(i.Damage)); more > 0 && len(i.Damage) > 0 {
-		fmt.Fprintf(w, "  and %d more\n", more)
+	if more := i.Damaged - int64(len(told)); more > 0 && len(told) > 0 {
+		fmt.Fprintln(w, " ", andMore(more))
 	}
 	return nil
 }
@@ -460,9 +462,9 @@ func (d damageInfo) String() string {
 	case d.Paths > 0 && d.Path == "":
 		parts = append(parts, "/")
 	case d.Paths > 1:
-		parts = append(parts, fmt.Sprintf("%s and %s", printable(d.Path), plural(d.Paths-1, "other path")))
+		parts = append(parts, fmt.Sprintf("%s and %s", shownPath(d.Path), plural(d.Paths-1, "other path")))
 	case d.Paths == 1:
-		parts = append(parts, printable(d.Path))
+		parts = append(parts, shownPath(d.Path))
 	}
 	where := ""
 	if d.Inode != 0 {

@@ -13,7 +13,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/squirefs/squire/runtime"
 	"github.com/squirefs/squire/sqfs"
 )
 
@@ -85,7 +84,7 @@ type lister struct {
 	img   *sqfs.Image
 	w     *bufio.Writer
 	stop  error // of the output
-	errs  []error
+	errs  problems
 	n     int   // entries printed
 	bytes int64 // of the files among them
 }
@@ -119,18 +118,7 @@ func (o lsOptions) run(c *cobra.Command, image string, paths []string) error {
 	if err := l.w.Flush(); err != nil {
 		return err
 	}
-	return tellAll(c, l.errs)
-}
-
-// tellAll prints errors, and returns the exit status for them.
-func tellAll(c *cobra.Command, errs []error) error {
-	for _, err := range errs {
-		fmt.Fprintln(c.ErrOrStderr(), "squire:", runtime.OneLine(err))
-	}
-	if len(errs) > 0 {
-		return exitError(1)
-	}
-	return nil
+	return l.errs.tell(c)
 }
 
 // find returns what is to be done for each path. It is an error if there is only one,
@@ -151,7 +139,7 @@ func (l *lister) find(paths []string) (lists []func(), err error) {
 		if len(paths) == 1 {
 			return nil, err
 		}
-		l.errs = append(l.errs, err)
+		l.errs.add(err)
 	}
 	return lists, nil
 }
@@ -173,7 +161,7 @@ func (l *lister) list(name string, ino *sqfs.Inode, whole bool) {
 		case l.stop != nil:
 			return
 		case err != nil:
-			l.fail(inImage(base+"/"+string(v.Path)), err)
+			l.errs.add(at(inImage(base+"/"+string(v.Path)), err))
 		case v.Depth > 0 && !v.Leave:
 			l.print(prefix+string(v.Path), &v.Inode)
 			if !l.recursive {
@@ -187,7 +175,7 @@ func (l *lister) list(name string, ino *sqfs.Inode, whole bool) {
 func (l *lister) matches(p *pattern) {
 	p.find(l.img, func(v *sqfs.Visit, err error) bool {
 		if err != nil {
-			l.fail(string(v.Path), err)
+			l.errs.add(at(string(v.Path), err))
 		} else if v.Depth == len(p.names) || l.recursive {
 			l.print(string(v.Path), &v.Inode)
 		}
@@ -196,13 +184,6 @@ func (l *lister) matches(p *pattern) {
 		}
 		return l.stop == nil
 	})
-}
-
-// fail remembers an error to be told at the end.
-func (l *lister) fail(name string, err error) {
-	if len(l.errs) < maxListed {
-		l.errs = append(l.errs, fmt.Errorf("%s: %w", printable(name), err))
-	}
 }
 
 // print prints an entry. After a failed write it prints no more.
@@ -269,7 +250,7 @@ func (l *lister) entry(name string, ino *sqfs.Inode) entry {
 	case sqfs.TypeSymlink:
 		to, err := l.img.AppendLink(nil, ino)
 		if err != nil {
-			l.fail(name, err)
+			l.errs.add(at(name, err))
 		}
 		e.Target = string(to)
 	case sqfs.TypeBlock, sqfs.TypeChar:
@@ -278,7 +259,7 @@ func (l *lister) entry(name string, ino *sqfs.Inode) entry {
 	}
 	for x, err := range l.img.Xattrs(ino) {
 		if err != nil {
-			l.fail(name, err)
+			l.errs.add(at(name, err))
 			break
 		}
 		e.Xattrs = append(e.Xattrs, x.Name)
