@@ -20,7 +20,8 @@ func catCommand() *cobra.Command {
 order of their names.
 
 Exit status: 0 if all was printed; 1 if a file is damaged (it is printed up to
-there), not there, or none; 125 if nothing can be printed.`,
+there), not there, or not a regular one; 125 if there is no image, a PATH has no
+sense, or the output cannot be written.`,
 		Example: `  squire cat pytorch.sqsh /etc/os-release
   squire cat pytorch.sqsh '/etc/ld.so.conf.d/*.conf'`,
 		Args:              needArgs(2, -1),
@@ -38,34 +39,29 @@ there), not there, or none; 125 if nothing can be printed.`,
 	return cmd
 }
 
-// catAll prints files. If it is asked for one only, and that cannot be begun, it
-// returns the error.
-func catAll(c *cobra.Command, img *sqfs.Image, names []string) error {
-	w := c.OutOrStdout()
+// catAll prints files.
+func catAll(c *cobra.Command, img *sqfs.Image, paths []string) error {
 	var errs problems
-	for _, name := range names {
-		ino, err := lookup(img, name, true)
-		if err == nil && ino.Type != sqfs.TypeFile {
-			err = fmt.Errorf("%s: not a regular file", printable(name))
+	files, err := findAll(img, paths, true, &errs)
+	if err != nil {
+		return err
+	}
+	w := c.OutOrStdout()
+	for i := range files {
+		f := &files[i]
+		switch {
+		case f.pattern != nil:
+			err = catMatches(w, img, f.pattern, &errs)
+		case f.ino.Type != sqfs.TypeFile:
+			err = fmt.Errorf("%s: not a regular file", printable(f.path))
+		default:
+			err = cat(w, img, f.path, &f.ino)
 		}
-		if err == nil {
-			if err = cat(w, img, name, &ino); errors.Is(err, errOutput) {
-				return err
-			} else if err != nil {
-				errs.add(err)
-			}
-			continue
-		}
-		if p, perr := newPattern(name); perr == nil && p.wild() && p.find(img, nil) {
-			if err := catMatches(w, img, &p, &errs); err != nil {
-				return err
-			}
-			continue
-		}
-		if len(names) == 1 {
+		if errors.Is(err, errOutput) {
 			return err
+		} else if err != nil {
+			errs.add(err)
 		}
-		errs.add(err)
 	}
 	return errs.tell(c)
 }

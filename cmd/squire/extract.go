@@ -35,9 +35,13 @@ func extractCommand() *cobra.Command {
 		Short: "Unpack an image, or parts of it",
 		Long: `Unpack the image into a directory, or only the files that a PATTERN matches.
 
-A PATTERN is a path in the image, in which *, ? and [...] stand for parts of one
-name; a dot at the beginning of a name is not matched by them. Links in it are
-not followed. A directory stands for all that is below it.
+A PATTERN is a path in the image, in which *, ?, [...] and [!...] stand for parts of
+one name, and a character behind \ for itself; a dot at the beginning of a name is
+not matched by them. If the image has a file by that very name, that is meant.
+Links in it are not followed. A directory stands for all that is below it.
+
+With --exclude a PATTERN without slashes, like '*.pyc', is looked for in all
+directories, with slashes, like /etc or 'usr/share/*', from the root of the image on.
 
 As root, files get owners, modes, times, extended attributes and devices as in
 the image. Other users own what they extract; set-id bits, devices and all
@@ -62,7 +66,7 @@ what cannot be read is zeros); 125 if extracting could not start.`,
 	}
 	f := cmd.Flags()
 	f.StringVarP(&o.dest, "dest", "d", "squashfs-root", "the directory to extract into; made if it is not there")
-	f.StringArrayVar(&o.exclude, "exclude", nil, "leave out what this PATTERN matches; may be repeated")
+	f.StringArrayVar(&o.exclude, "exclude", nil, "leave out what this PATTERN matches, a name without slashes anywhere; may be repeated")
 	f.BoolVarP(&o.force, "force", "f", false, "extract into a directory that has something in it, and replace files there")
 	f.BoolVar(&o.noXattrs, "no-xattrs", false, "leave out extended attributes")
 	f.IntVarP(&o.processors, "processors", "j", 0, "how many processors expand blocks (0: all)")
@@ -103,15 +107,15 @@ type damage struct {
 }
 
 func (o *extractOptions) run(c *cobra.Command, image string, patterns []string) error {
-	sel, err := o.selection(patterns)
-	if err != nil {
-		return err
-	}
 	img, done, err := openSquashfs(image, o.offset)
 	if err != nil {
 		return err
 	}
 	defer done()
+	sel, err := o.selection(img, patterns)
+	if err != nil {
+		return err
+	}
 	ctx, stop := signal.NotifyContext(c.Context(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
 
@@ -147,16 +151,19 @@ func (o *extractOptions) run(c *cobra.Command, image string, patterns []string) 
 		}
 		return err
 	}
-	return o.finish(c, m, sel, &sum, err)
+	return o.finish(c, m, img, sel, &sum, err)
 }
 
 // selection makes what --exclude and the patterns select.
-func (o *extractOptions) selection(patterns []string) (*selection, error) {
-	take, err := newPatterns(patterns)
+func (o *extractOptions) selection(img *sqfs.Image, patterns []string) (*selection, error) {
+	take, err := newPatterns(img, patterns, newPattern)
 	if err != nil {
 		return nil, err
 	}
-	exclude, err := newPatterns(o.exclude)
+	exclude, err := newPatterns(img, o.exclude, newExclude)
+	if err != nil {
+		err = fmt.Errorf("--exclude: %w", err)
+	}
 	return &selection{take: take, exclude: exclude}, err
 }
 
@@ -176,7 +183,7 @@ func (o *extractOptions) meter(ctx context.Context, c *cobra.Command, img *sqfs.
 }
 
 // finish prints what is to be told at the end, and returns the exit status.
-func (o *extractOptions) finish(c *cobra.Command, m *meter, sel *selection, sum *extractSummary, err error) error {
+func (o *extractOptions) finish(c *cobra.Command, m *meter, img *sqfs.Image, sel *selection, sum *extractSummary, err error) error {
 	var status error
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -194,12 +201,15 @@ func (o *extractOptions) finish(c *cobra.Command, m *meter, sel *selection, sum 
 		status = exitError(1)
 	}
 	if err == nil {
-		for _, p := range sel.unused() {
-			m.say(printable(p) + ": no such file in the image")
+		for _, p := range unused(sel.take) {
+			m.say(runtime.OneLine(p.missing(img)))
 			status = exitError(1)
 		}
 	}
 	if !o.quiet {
+		for _, p := range unused(sel.exclude) {
+			m.say("--exclude " + printable(p.text) + ": matched nothing")
+		}
 		if note := sum.note(); note != "" {
 			m.say(note)
 		}

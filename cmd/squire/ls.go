@@ -38,7 +38,7 @@ Bytes of names that do not print are shown as \ooo. In long listings a + behind
 the mode tells of extended attributes; --json has their names.
 
 Exit status: 0 if all was listed, 1 if some of it is damaged or not there, 125 if
-nothing can be listed.`,
+there is no image or a PATH has no sense.`,
 		Example: `  squire ls -l pytorch.sqsh /usr/bin
   squire ls -R --json pytorch.sqsh | jq -r .[].path
   squire ls pytorch.sqsh '/usr/lib/*/libcuda*'`,
@@ -99,15 +99,22 @@ func (o lsOptions) run(c *cobra.Command, image string, paths []string) error {
 	if len(paths) == 0 {
 		paths = []string{"/"}
 	}
-	lists, err := l.find(paths)
+	files, err := findAll(img, paths, !o.long, &l.errs)
 	if err != nil {
 		return err
+	}
+	if len(files) == 0 {
+		return l.errs.tell(c)
 	}
 	if o.json {
 		_, _ = l.w.WriteString("[") // a failed write is kept for Flush
 	}
-	for _, list := range lists {
-		list()
+	for i := range files {
+		if f := &files[i]; f.pattern != nil {
+			l.matches(f.pattern)
+		} else {
+			l.list(f.path, &f.ino, o.json || len(paths) > 1)
+		}
 	}
 	if o.json {
 		_, _ = l.w.WriteString("\n]\n")
@@ -121,27 +128,33 @@ func (o lsOptions) run(c *cobra.Command, image string, paths []string) error {
 	return l.errs.tell(c)
 }
 
-// find returns what is to be done for each path. It is an error if there is only one,
-// and that leads nowhere.
-func (l *lister) find(paths []string) (lists []func(), err error) {
+// named is what a PATH names: a file or all that a pattern matches.
+type named struct {
+	path    string
+	ino     sqfs.Inode
+	pattern *pattern // nil: a file, ino
+}
+
+// findAll finds what paths name; those that lead nowhere go to errs. A link at the end of
+// a path is followed if follow is set. The error is that a path has no sense.
+func findAll(img *sqfs.Image, paths []string, follow bool, errs *problems) (all []named, err error) {
 	for _, name := range paths {
-		ino, err := lookup(l.img, name, !l.long)
-		if err == nil {
-			whole := l.json || len(paths) > 1
-			lists = append(lists, func() { l.list(name, &ino, whole) })
-			continue
-		}
-		p, perr := newPattern(name)
-		if perr == nil && p.wild() && p.find(l.img, nil) {
-			lists = append(lists, func() { l.matches(&p) })
-			continue
-		}
-		if len(paths) == 1 {
+		ino, nowhere := lookup(img, name, follow)
+		p, err := newPattern(img, name)
+		switch {
+		case nowhere == nil && name != "":
+			all = append(all, named{path: name, ino: ino})
+		case err != nil:
 			return nil, err
+		case !p.wild():
+			errs.add(nowhere)
+		case p.find(img, nil):
+			all = append(all, named{path: name, pattern: &p})
+		default:
+			errs.add(p.missing(img))
 		}
-		l.errs.add(err)
 	}
-	return lists, nil
+	return all, nil
 }
 
 // list prints a directory's entries, or a file. Paths are from the root of the image

@@ -24,6 +24,11 @@ func TestPatterns(t *testing.T) {
 		{"ls IMAGE */one big/*-29[89]-*", "sub/one\nbig/entry-298-xxxxxxxxxxxxxxxxxxxxxxxxxxxx\nbig/entry-299-xxxxxxxxxxxxxxxxxxxxxxxxxxxxx\n", 0, ""},
 		{"ls IMAGE sub nothing", "sub/one\nsub/two\n", 1, "squire: nothing: no such file in the image\n"},
 		{"ls IMAGE sub no*thing", "sub/one\nsub/two\n", 1, "squire: no*thing: no such file in the image\n"},
+		{"ls IMAGE /no/such", "", 1, "squire: /no/such: no such file in the image\n"},
+		{"ls --json IMAGE /no/such", "", 1, "squire: /no/such: no such file in the image\n"},
+		{"ls IMAGE no*", "", 1, "squire: no*: no such file in the image\n"},
+		{"cat IMAGE nothing", "", 1, "squire: nothing: no such file in the image\n"},
+		{"cat IMAGE /", "", 1, "squire: /: not a regular file\n"},
 		{"ls --total IMAGE sub/one", "sub/one\ntotal: 1 path, 1 B (1 byte) in files\n", 0, ""},
 	}
 	for _, tt := range tests {
