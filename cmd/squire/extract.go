@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/signal"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -54,7 +53,8 @@ owner. With --force files in the way are replaced, never written to.
 
 Exit status: 0 if all was extracted; 1 if something was not, because the image is
 damaged there or the host refused it (the rest is extracted; in a damaged file
-what cannot be read is zeros); 125 if extracting could not start.`,
+what cannot be read is zeros), or if it was stopped early, by a full disk; 128+N if
+signal N interrupted it; 125 if extracting could not start.`,
 		Example: `  squire extract pytorch.sqsh
   squire extract -d /tmp/etc pytorch.sqsh /etc/passwd '/etc/*.conf'
   squire extract -d root --exclude /usr/share/doc pytorch.sqsh`,
@@ -116,7 +116,7 @@ func (o *extractOptions) run(c *cobra.Command, image string, patterns []string) 
 	if err != nil {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(c.Context(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	ctx, stop := untilSignal(c.Context())
 	defer stop()
 
 	start := time.Now()
@@ -126,9 +126,6 @@ func (o *extractOptions) run(c *cobra.Command, image string, patterns []string) 
 		Select: sel.choose, Force: o.force, NoXattrs: o.noXattrs, Workers: o.processors, Progress: &progress,
 	}
 	m, err := o.meter(ctx, c, img, opts)
-	if err != nil {
-		return err
-	}
 	var bound listBound
 	told := int64(0)
 	opts.Problem = func(path string, err error) {
@@ -139,19 +136,22 @@ func (o *extractOptions) run(c *cobra.Command, image string, patterns []string) 
 			sum.Problems = append(sum.Problems, newDamage(path, err))
 		}
 	}
-	result, err := extract.Run(ctx, img, o.dest, opts)
+	var result extract.Result
+	if err == nil {
+		result, err = extract.Run(ctx, img, o.dest, opts)
+	}
 	m.close()
 	if told > maxTold {
 		m.say(andMore(told - maxTold))
 	}
 	sum.fill(&result, time.Since(start))
-	if err != nil && result == (extract.Result{}) && !errors.Is(err, context.Canceled) {
+	if err != nil && ctx.Err() == nil && !errors.Is(err, extract.ErrStopped) {
 		if errors.Is(err, extract.ErrNotEmpty) {
 			err = fmt.Errorf("%w; --force extracts into it all the same", err)
 		}
 		return err
 	}
-	return o.finish(c, m, img, sel, &sum, err)
+	return o.finish(ctx, c, m, img, sel, &sum, err)
 }
 
 // selection makes what --exclude and the patterns select.
@@ -175,25 +175,28 @@ func (o *extractOptions) meter(ctx context.Context, c *cobra.Command, img *sqfs.
 		return startMeter(w, true, nil), nil
 	}
 	files, bytes, err := extract.Total(ctx, img, opts)
+	if err != nil {
+		return startMeter(w, true, nil), err
+	}
 	p := opts.Progress
 	return startMeter(w, false, func() string {
 		n := p.Bytes.Load()
 		return fmt.Sprintf("[%s] %s of %s, %d of %d files", bar(n, bytes), sizeString(n), sizeString(bytes), p.Files.Load(), files)
-	}), err
+	}), nil
 }
 
 // finish prints what is to be told at the end, and returns the exit status.
-func (o *extractOptions) finish(c *cobra.Command, m *meter, img *sqfs.Image, sel *selection, sum *extractSummary, err error) error {
+func (o *extractOptions) finish(ctx context.Context, c *cobra.Command, m *meter, img *sqfs.Image, sel *selection, sum *extractSummary, err error) error {
 	var status error
 	switch {
-	case errors.Is(err, context.Canceled):
+	case err != nil && ctx.Err() != nil:
 		sum.Error = "interrupted"
 		m.say(fmt.Sprintf("interrupted: %s has %d files (%s) of it, and parts of some more",
 			printable(o.dest), sum.Files, sizeString(sum.Bytes)))
-		status = exitError(128 + int(unix.SIGINT))
+		status = interrupted(ctx)
 	case err != nil:
 		sum.Error = err.Error()
-		m.say(fmt.Sprintf("%s; stopped: %s has %d files (%s) of it, and parts of some more",
+		m.say(fmt.Sprintf("%s; %s has %d files (%s, holes counted) of it, and parts of some more",
 			runtime.OneLine(err), printable(o.dest), sum.Files, sizeString(sum.Bytes)))
 		status = exitError(1)
 	case sum.ProblemCount > 0:

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os/signal"
 	"strings"
 	"sync/atomic"
 	"text/tabwriter"
@@ -14,7 +13,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/runtime"
 	"github.com/squirefs/squire/sqfs"
@@ -139,8 +137,8 @@ byte of the image, and what is wrong. Squashfs has no checksums of its own: with
 gzip and xz nearly every change of a byte is found, with other compressors most;
 in what is stored uncompressed none that keeps the format.
 
-Exit status: 0 if nothing damaged was found, 1 if something was, 125 if there is
-no image or none of a kind that can be read.`,
+Exit status: 0 if nothing damaged was found, 1 if something was, 128+N if signal N
+interrupted it, 125 if there is no image or none of a kind that can be read.`,
 		Example: `  squire inspect pytorch.sqsh
   squire inspect --verify pytorch.sqsh
   squire inspect --json pytorch.sqsh | jq .contents.file_bytes`,
@@ -166,11 +164,11 @@ func (o *inspectOptions) run(c *cobra.Command, name string) error {
 	defer done()
 	info.describe(img.Superblock())
 	info.options, _ = img.CompressorOptions() // nothing depends on them
-	ctx, stop := signal.NotifyContext(c.Context(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	ctx, stop := untilSignal(c.Context())
 	defer stop()
 	if err := o.look(ctx, c, img, &info); err != nil {
 		fmt.Fprintln(c.ErrOrStderr(), "squire: interrupted")
-		return exitError(128 + int(unix.SIGINT))
+		return interrupted(ctx)
 	}
 	return o.print(c, &info)
 }
