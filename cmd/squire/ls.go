@@ -21,6 +21,7 @@ type lsOptions struct {
 	recursive bool
 	json      bool
 	total     bool
+	human     bool
 	offset    int64
 }
 
@@ -50,6 +51,9 @@ there is no image or a PATH has no sense.`,
 	}
 	f := cmd.Flags()
 	f.BoolVarP(&o.long, "long", "l", false, "show mode, links, owner, size, time and link target")
+	// As in ls(1), -h is not for help, which cobra would take it for.
+	f.Bool("help", false, "help for ls")
+	f.BoolVarP(&o.human, "human", "h", false, "with -l: show sizes in KiB, MiB and so on")
 	f.BoolVarP(&o.recursive, "recursive", "R", false, "list what is below as well, with paths")
 	f.BoolVar(&o.json, "json", false, "print a JSON array, one line an entry")
 	f.BoolVar(&o.total, "total", false, "at the end, print the number of paths and the size of the files")
@@ -219,6 +223,9 @@ func (l *lister) print(name string, ino *sqfs.Inode) {
 
 func (l *lister) printLong(e *entry) error {
 	size := fmt.Sprint(e.Size)
+	if l.human {
+		size = sizeString(e.Size)
+	}
 	if e.Device != "" {
 		size = strings.Replace(e.Device, ":", ", ", 1)
 	}

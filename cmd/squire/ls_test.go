@@ -51,6 +51,15 @@ func TestPatterns(t *testing.T) {
 	}
 }
 
+// TestLsHuman has -h for sizes, and help as a word only.
+func TestLsHuman(t *testing.T) {
+	for _, tt := range [][2]string{{"-lh", " 16.1 KiB "}, {"-l", " 16484 "}, {"--help", "--human"}} {
+		if out, _, err := squire2(t, "ls", tt[0], testImage, bigFile(t)); err != nil || !strings.Contains(out, tt[1]) {
+			t.Errorf("%s: %v %s", tt[0], err, out)
+		}
+	}
+}
+
 // TestAnyBytes finds files whose names are not UTF-8.
 func TestAnyBytes(t *testing.T) {
 	const image = "../../sqfs/testdata/names.sqfs"
