@@ -25,7 +25,7 @@ sense, or the output cannot be written.`,
 		Example: `  squire cat pytorch.sqsh /etc/os-release
   squire cat pytorch.sqsh '/etc/ld.so.conf.d/*.conf'`,
 		Args:              needArgs(2, -1),
-		ValidArgsFunction: completeImage,
+		ValidArgsFunction: completeImageOnly,
 		RunE: func(c *cobra.Command, args []string) error {
 			img, done, err := openSquashfs(args[0], offset)
 			if err != nil {

@@ -59,7 +59,7 @@ signal N interrupted it; 125 if extracting could not start.`,
   squire extract -d /tmp/etc pytorch.sqsh /etc/passwd '/etc/*.conf'
   squire extract -d root --exclude /usr/share/doc pytorch.sqsh`,
 		Args:              needArgs(1, -1),
-		ValidArgsFunction: completeImage,
+		ValidArgsFunction: completeImageOnly,
 		RunE: func(c *cobra.Command, args []string) error {
 			return o.run(c, args[0], args[1:])
 		},
@@ -70,7 +70,7 @@ signal N interrupted it; 125 if extracting could not start.`,
 	f.BoolVarP(&o.force, "force", "f", false, "extract into a directory that has something in it, and replace files there")
 	f.BoolVar(&o.noXattrs, "no-xattrs", false, "leave out extended attributes")
 	f.IntVarP(&o.processors, "processors", "j", 0, "how many processors expand blocks (0: all)")
-	f.BoolVarP(&o.quiet, "quiet", "q", false, "no progress and no notes, only errors")
+	f.BoolVarP(&o.quiet, "quiet", "q", false, "no progress, no summary and no notes, only errors")
 	f.BoolVar(&o.json, "json", false, "print a summary as JSON")
 	f.Int64Var(&o.offset, "offset", 0, "the image starts at this byte of the file")
 	_ = cmd.MarkFlagDirname("dest") // fails for unknown flags only
@@ -107,6 +107,12 @@ type damage struct {
 }
 
 func (o *extractOptions) run(c *cobra.Command, image string, patterns []string) error {
+	if o.dest == "" {
+		return errors.New("--dest: the directory's name is empty")
+	}
+	if err := checkProcessors(o.processors); err != nil {
+		return err
+	}
 	img, done, err := openSquashfs(image, o.offset)
 	if err != nil {
 		return err
@@ -209,6 +215,10 @@ func (o *extractOptions) finish(ctx context.Context, c *cobra.Command, m *meter,
 			status = exitError(1)
 		}
 	}
+	if status == nil && !o.quiet && !o.json {
+		m.say(fmt.Sprintf("extracted %s (%s), %s, %s to %s", plural(sum.Files, "file"),
+			sizeString(sum.Bytes), directories(sum.Dirs), plural(sum.Symlinks, "link"), printable(o.dest)))
+	}
 	if !o.quiet {
 		for _, p := range unused(sel.exclude) {
 			m.say("--exclude " + printable(p.text) + ": matched nothing")
@@ -252,6 +262,10 @@ func (s *extractSummary) note() string {
 		why = "not possible here"
 	}
 	return "left out " + strings.Join(parts, ", ") + ": " + why
+}
+
+func directories(n int64) string {
+	return strings.Replace(plural(n, "directory"), "ys", "ies", 1)
 }
 
 // plural is a number of things.

@@ -100,6 +100,21 @@ func TestExtract(t *testing.T) {
 	}
 }
 
+// What was extracted is said in one line; paths in the image complete to no files of the
+// host.
+func TestExtractSays(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "out")
+	_, says, err := squire2(t, "extract", "-d", dir, storedImage, "small", "sub")
+	if err != nil || !strings.HasPrefix(says, "squire: extracted 3 files (") || !strings.Contains(says, "), 1 directory, 0 links to "+dir+"\n") {
+		t.Errorf("%v %s", err, says)
+	}
+	for _, name := range []string{"ls", "cat", "extract"} {
+		if out, _, err := squire2(t, "__complete", name, storedImage, ""); err != nil || !strings.HasPrefix(out, ":4\n") {
+			t.Errorf("%s: %v %q", name, err, out)
+		}
+	}
+}
+
 // A summary as JSON; a target that is in use, with and without --force.
 func TestExtractJSON(t *testing.T) {
 	dir := t.TempDir()

@@ -105,6 +105,14 @@ func endOfELF(head *[64]byte) int64 {
 	return int64(le.Uint64(head[40:])&(1<<48-1)) + int64(le.Uint16(head[58:]))*int64(le.Uint16(head[60:]))
 }
 
+// checkProcessors checks what -j says.
+func checkProcessors(n int) error {
+	if n < 0 || n > 1024 {
+		return fmt.Errorf("--processors %d: want 0 to 1024", n)
+	}
+	return nil
+}
+
 // unwrapPath takes the system call out of a path error.
 func unwrapPath(name string, err error) error {
 	var pe *os.PathError

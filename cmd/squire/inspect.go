@@ -143,7 +143,7 @@ interrupted it, 125 if there is no image or none of a kind that can be read.`,
   squire inspect --verify pytorch.sqsh
   squire inspect --json pytorch.sqsh | jq .contents.file_bytes`,
 		Args:              needArgs(1, 1),
-		ValidArgsFunction: completeImage,
+		ValidArgsFunction: completeImageOnly,
 		RunE:              func(c *cobra.Command, args []string) error { return o.run(c, args[0]) },
 	}
 	f := cmd.Flags()
@@ -156,6 +156,9 @@ interrupted it, 125 if there is no image or none of a kind that can be read.`,
 }
 
 func (o *inspectOptions) run(c *cobra.Command, name string) error {
+	if err := checkProcessors(o.processors); err != nil {
+		return err
+	}
 	info := imageInfo{Image: name, Offset: o.offset}
 	img, done, err := openSquashfs(name, o.offset)
 	if err != nil {

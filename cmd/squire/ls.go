@@ -44,7 +44,7 @@ there is no image or a PATH has no sense.`,
   squire ls -R --json pytorch.sqsh | jq -r .[].path
   squire ls pytorch.sqsh '/usr/lib/*/libcuda*'`,
 		Args:              needArgs(1, -1),
-		ValidArgsFunction: completeImage,
+		ValidArgsFunction: completeImageOnly,
 		RunE: func(c *cobra.Command, args []string) error {
 			return o.run(c, args[0], args[1:])
 		},

@@ -95,6 +95,9 @@ func needArgs(minimum, maximum int) cobra.PositionalArgs {
 		if len(args) >= minimum && (maximum < 0 || len(args) <= maximum) {
 			return nil
 		}
+		if maximum >= 0 && len(args) > maximum {
+			return fmt.Errorf("%s: one argument too many; usage: %s", printable(args[maximum]), c.UseLine())
+		}
 		return fmt.Errorf("usage: %s", c.UseLine())
 	}
 }

@@ -113,6 +113,14 @@ func completeImage(_ *cobra.Command, args []string, _ string) ([]string, cobra.S
 	return nil, cobra.ShellCompDirectiveDefault
 }
 
+// completeImageOnly does no more than that: what follows are paths in the image.
+func completeImageOnly(c *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return completeImage(c, args, word)
+}
+
 func (o *runOptions) run(c *cobra.Command, image string, command []string) error {
 	if len(command) > 0 && command[0] == "--" {
 		command = command[1:]
