@@ -189,7 +189,11 @@ func (img *Image) expand(dst []byte, b Block) (int, error) {
 	}
 	n, err := img.codec.Decode(dst, src)
 	if err != nil {
-		return 0, &FormatError{What: "data block", Off: b.Off, Err: err}
+		what := "data block"
+		if b.Fragment {
+			what = "fragment block"
+		}
+		return 0, &FormatError{What: img.sb.Compression.String() + " " + what, Off: b.Off, Err: err}
 	}
 	return n, nil
 }

@@ -191,7 +191,7 @@ func (img *Image) expandMetadata(pos int64, src []byte, stored bool) ([]byte, er
 	dst := make([]byte, disk.MetadataSize)
 	n, err := img.codec.Decode(dst, src)
 	if err != nil {
-		return nil, &FormatError{What: "metadata block", Off: pos, Err: err}
+		return nil, &FormatError{What: img.sb.Compression.String() + " metadata block", Off: pos, Err: err}
 	}
 	if n == 0 {
 		return nil, corrupt(pos, "metadata block expands to nothing")

@@ -229,6 +229,7 @@ func TestPrintable(t *testing.T) {
 	for in, want := range map[string]string{
 		"plain": "plain", "café": "café", "\x1b[31m": `\033[31m`, "a\nb": `a\012b`, "\xff\xfe": `\377\376`,
 		`back\slash`: `back\134slash`, "\u0085": `\302\205`, "\ufffd": "\ufffd",
+		"\u202egpj.exe": `\342\200\256gpj.exe`, "漢字": "漢字",
 	} {
 		if got := printable(in); got != want {
 			t.Errorf("%q: %q, want %q", in, got, want)

@@ -9,6 +9,7 @@ import (
 	"path"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
@@ -64,18 +65,19 @@ there is no image or a PATH has no sense.`,
 
 // entry is one file of a listing, in the form of --json.
 type entry struct {
-	Path   string `json:"path"`            // from the root of the image, without the first slash
-	Bytes  []byte `json:"bytes,omitempty"` // the path again, in base64, if it is not UTF-8
-	Type   string `json:"type"`
-	Mode   string `json:"mode"` // octal, 07777
-	UID    uint32 `json:"uid"`
-	GID    uint32 `json:"gid"`
-	Size   int64  `json:"size"`
-	MTime  string `json:"mtime"`
-	Links  uint32 `json:"nlink"`
-	Inode  uint32 `json:"inode"`
-	Target string `json:"target,omitempty"`
-	Device string `json:"device,omitempty"` // major:minor
+	Path    string `json:"path"`            // from the root of the image, without the first slash
+	Bytes   []byte `json:"bytes,omitempty"` // the path again, in base64, if it is not UTF-8
+	Type    string `json:"type"`
+	Mode    string `json:"mode"` // octal, 07777
+	UID     uint32 `json:"uid"`
+	GID     uint32 `json:"gid"`
+	Size    int64  `json:"size"`
+	MTime   string `json:"mtime"`
+	Links   uint32 `json:"nlink"`
+	Inode   uint32 `json:"inode"`
+	Target  string `json:"target,omitempty"`
+	ToBytes []byte `json:"target_bytes,omitempty"` // the target again, in base64, if it is not UTF-8
+	Device  string `json:"device,omitempty"`       // major:minor
 
 	Xattrs []string `json:"xattrs,omitempty"` // names of extended attributes
 
@@ -272,7 +274,9 @@ func (l *lister) entry(name string, ino *sqfs.Inode) entry {
 		if err != nil {
 			l.errs.add(at(name, err))
 		}
-		e.Target = string(to)
+		if e.Target = string(to); !utf8.Valid(to) {
+			e.ToBytes = to
+		}
 	case sqfs.TypeBlock, sqfs.TypeChar:
 		// new_decode_dev in include/linux/kdev_t.h
 		e.Device = fmt.Sprintf("%d:%d", ino.Rdev>>8&0xfff, ino.Rdev&0xff|ino.Rdev>>12&0xfff00)
@@ -355,7 +359,7 @@ func printable(s string) string {
 	var b strings.Builder
 	for i := 0; i < len(s); {
 		r, n := utf8.DecodeRuneInString(s[i:])
-		if r == utf8.RuneError && n <= 1 || r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == '\\' {
+		if r == utf8.RuneError && n <= 1 || !unicode.IsPrint(r) || r == '\\' {
 			for _, c := range []byte(s[i : i+n]) {
 				fmt.Fprintf(&b, `\%03o`, c)
 			}

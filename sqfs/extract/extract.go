@@ -44,7 +44,8 @@ type Options struct {
 	Force bool
 	// NoXattrs leaves out extended attributes.
 	NoXattrs bool
-	// Workers is how many goroutines expand blocks. Default: GOMAXPROCS.
+	// Workers is how many goroutines expand blocks, at most 1024. Default, and for
+	// anything below 1: GOMAXPROCS.
 	Workers int
 	// Problem is told of each thing that could not be extracted as the image has it.
 	// It is called by one goroutine at a time. Default: they are only counted.
@@ -215,12 +216,14 @@ type extraction struct {
 	problem sync.Mutex // while Problem is called
 }
 
-// maxOpen bounds the files that are being written at once.
-const maxOpen = 256
+const (
+	maxOpen    = 256  // files that are being written at once
+	maxWorkers = 1024 // each has a block
+)
 
 func newExtraction(ctx context.Context, img *sqfs.Image, opts *Options) *extraction {
 	x := &extraction{
-		img: img, opts: opts, workers: opts.Workers, euid: unix.Geteuid(),
+		img: img, opts: opts, workers: min(opts.Workers, maxWorkers), euid: unix.Geteuid(),
 		bs: int64(img.Superblock().BlockSize), links: linkTable{files: make(map[sqfs.InodeRef]madeFile), limit: linkBytes},
 	}
 	x.ctx, x.cancel = context.WithCancelCause(ctx)

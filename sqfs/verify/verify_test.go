@@ -118,9 +118,6 @@ func TestSound(t *testing.T) {
 // each byte of metadata can be found.
 func source(t *testing.T, args ...string) []byte {
 	t.Helper()
-	if _, err := exec.LookPath("mksquashfs"); err != nil {
-		t.Skip("mksquashfs is not installed")
-	}
 	dir := t.TempDir()
 	put := func(name string, data []byte) {
 		name = filepath.Join(dir, name)
@@ -140,6 +137,15 @@ func source(t *testing.T, args ...string) []byte {
 	}
 	for _, name := range []string{"c/small1", "c/small2"} { // where attributes cannot be had, a test is skipped
 		_ = unix.Setxattr(filepath.Join(dir, name), "user.test", []byte("value"), 0)
+	}
+	return pack(t, dir, args...)
+}
+
+// pack makes an image of a directory, in which inodes and attributes are stored.
+func pack(t *testing.T, dir string, args ...string) []byte {
+	t.Helper()
+	if _, err := exec.LookPath("mksquashfs"); err != nil {
+		t.Skip("mksquashfs is not installed")
 	}
 	image := filepath.Join(t.TempDir(), "x.sqfs")
 	args = append([]string{dir, image, "-noappend", "-no-progress", "-quiet", "-b", "8K", "-comp", "gzip", "-noI", "-noX"}, args...)
@@ -364,5 +370,29 @@ func TestCancel(t *testing.T) {
 	cancel()
 	if r, err := Run(ctx, load(t, "../testdata/basic-zstd-4K.sqfs"), &Options{Data: true}); !errors.Is(err, context.Canceled) || r.Entries > 1 {
 		t.Errorf("%v %+v", err, r)
+	}
+}
+
+// TestUncountedNames holds that the block list of a long file is read once, also when
+// its inode denies that it has several names.
+func TestUncountedNames(t *testing.T) {
+	dir := t.TempDir()
+	first := filepath.Join(dir, "a")
+	err := errors.Join(os.WriteFile(first, nil, 0o600), os.Truncate(first, 100*8192),
+		os.Link(first, filepath.Join(dir, "b")), os.Link(first, filepath.Join(dir, "c")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := pack(t, dir)
+	ino := inode(t, newImage(t, b), "a")
+	// Inodes are stored, in the first block of their table; struct squashfs_lreg_inode.
+	nlink := newImage(t, b).Superblock().InodeTable + 2 + int64(ino.Ref&0xffff) + 40
+	binary.LittleEndian.PutUint32(b[nlink:], 1)
+	if ino = inode(t, newImage(t, b), "a"); ino.Nlink != 1 {
+		t.Fatalf("%+v", ino)
+	}
+	r, err := Run(t.Context(), newImage(t, b), nil)
+	if err != nil || r.Holes != 100 || r.HardLinks != 2 {
+		t.Errorf("%d holes in one file with %d names more, %v", r.Holes, r.HardLinks, err)
 	}
 }
