@@ -20,12 +20,14 @@ export CGO_ENABLED = 0
 GOBUILD = go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 # Tests live in the tree and, where they are not part of the product, beside the data that they are about.
 PACKAGES = ./... ./testdata/tally ./testdata/hostile/...
+# The tests that read the images of testdata/corpus.sh.
+CORPUSTESTS = ^Test(Golden|LookupAndResume|Kernel|Corpus)$$
 
 GOLANGCI_VERSION = v2.15.0
 GOLANGCI = .tools/golangci-lint-$(GOLANGCI_VERSION)
 
 .DEFAULT_GOAL = build
-.PHONY: build check fmt vet arrows lint shellcheck test test-short test-race fuzz bench bench-codec demo deps rootfs install clean help
+.PHONY: build check fmt vet arrows lint shellcheck test test-short test-race test-all test-corpus corpus fuzz bench bench-codec demo deps rootfs install clean help
 
 build: ## build bin/squire, static
 	$(GOBUILD) -o bin/squire ./cmd/squire
@@ -65,6 +67,12 @@ test-short: ## the tests that need neither root nor a root file system
 test-race: deps rootfs ## run every test with the race detector
 	@CGO_ENABLED=1 $(GOTEST) -race $(TESTFLAGS) $(PACKAGES) | CGO_ENABLED=0 go run ./testdata/tally
 
+test-all: export SQFS_CORPUS = $(SQUIRE_TESTDIR)/corpus
+test-all: corpus test ## make corpus and run every test, on its images too
+
+test-corpus: corpus ## compare readers on images of every writer and option: minutes
+	@SQFS_CORPUS="$(SQUIRE_TESTDIR)/corpus" $(GOTEST) -run '$(CORPUSTESTS)' ./sqfs ./fusefs | go run ./testdata/tally
+
 fuzz: ## run every fuzz target for FUZZTIME (30s)
 	@testdata/fuzz.sh $(FUZZTIME)
 
@@ -87,6 +95,11 @@ deps: ## install, or name, the tools that tests need
 rootfs: ## make the images that tests and benchmarks use
 	@if [ "$$(id -u)" = 0 ]; then testdata/rootfs.sh "$(SQUIRE_TESTDIR)"; \
 	else echo "make: not root, so the images of tests and benchmarks are not made"; fi
+
+# Needs root too. Images are kept, and made anew only when the script or a writer changed.
+corpus: ## make the images of test-corpus
+	@testdata/deps.sh mksquashfs unsquashfs sqfstar python3 gensquashfs tar2sqfs
+	@testdata/corpus.sh "$(SQUIRE_TESTDIR)/corpus"
 
 install: build ## install below PREFIX (/usr/local), inside DESTDIR
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 \

@@ -11,7 +11,8 @@ export LC_ALL=C
 # package_of names the Debian package of a tool.
 package_of() {
 	case $1 in
-	mksquashfs | unsquashfs) echo squashfs-tools ;;
+	mksquashfs | unsquashfs | sqfstar) echo squashfs-tools ;;
+	gensquashfs | tar2sqfs) echo squashfs-tools-ng ;;
 	squashfuse | squashfuse_ll) echo squashfuse ;;
 	fusermount3) echo fuse3 ;;
 	setfattr) echo attr ;;

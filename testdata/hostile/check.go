@@ -208,6 +208,10 @@ func (c *checker) read(name string, got, want File, compare bool) {
 // contents returns n bytes of a file.
 func (f *File) contents(off, n int64) []byte {
 	b := make([]byte, n)
+	if f.At != nil {
+		_, _ = f.At.ReadAt(b, off) // what it cannot read differs
+		return b
+	}
 	if off < int64(len(f.Data)) {
 		copy(b, f.Data[off:])
 	}

@@ -57,9 +57,10 @@ type File struct {
 	Mode     uint32 // st_mode
 	UID, GID uint32
 	MTime    uint32
-	Rdev     uint32 // new_encode_dev
-	Size     int64  // of a file
-	Data     []byte // of a file; zeros follow up to Size
+	Rdev     uint32      // new_encode_dev
+	Size     int64       // of a file
+	Data     []byte      // of a file; zeros follow up to Size
+	At       io.ReaderAt // of a file, in place of Data, if it is not nil
 	Target   string
 	Xattrs   map[string]string
 	Names    []string // of a directory, ascending
