@@ -27,7 +27,7 @@ GOLANGCI_VERSION = v2.15.0
 GOLANGCI = .tools/golangci-lint-$(GOLANGCI_VERSION)
 
 .DEFAULT_GOAL = build
-.PHONY: build check fmt vet arrows lint shellcheck test test-short test-race test-all test-corpus corpus fuzz bench bench-codec demo deps rootfs install clean help
+.PHONY: build check fmt vet arrows lint shellcheck test test-short test-race test-all test-corpus corpus fuzz bench bench-codec bench-metadata demo deps rootfs install clean help
 
 build: ## build bin/squire, static
 	$(GOBUILD) -o bin/squire ./cmd/squire
@@ -83,6 +83,10 @@ bench: deps rootfs build ## compare with the kernel's squashfs and squashfuse: I
 bench-codec: ## compare the decoders with C libraries: BENCHFLAGS='-only lzo -rounds 9'
 	@testdata/deps.sh mksquashfs cc stdlib.h zlib.h lzma.h lzo/lzo1x.h lz4.h zstd.h libdeflate.h || [ "$$(id -u)" != 0 ]
 	@go run ./bench codec -dir "$(SQUIRE_TESTDIR)/codec" $(BENCHFLAGS)
+
+bench-metadata: ## compare the reading of metadata with unsquashfs and the kernel: BENCHFLAGS='-rounds 3'
+	@testdata/deps.sh mksquashfs unsquashfs || [ "$$(id -u)" != 0 ]
+	@go run ./bench metadata $(BENCHFLAGS)
 
 demo: build ## make a small image and run a command in it
 	@testdata/demo.sh bin/squire
