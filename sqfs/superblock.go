@@ -194,14 +194,20 @@ func (img *Image) xattrHeader(at uint64) (disk.XattrHeader, error) {
 // which lz4_wrapper.c of the kernel checks.
 func (img *Image) checkOptions() error {
 	if img.sb.Flags&disk.FlagOptions == 0 {
+		if img.sb.Compression == LZ4 { // lz4_wrapper.c, in the kernel and in unsquashfs
+			return corrupt(-1, "lz4 without compressor options")
+		}
 		return nil
 	}
 	blk, err := img.metadata(disk.SuperblockSize, img.sb.InodeTable)
 	if err != nil {
 		return fmt.Errorf("compressor options: %w", err)
 	}
-	if img.sb.Compression != LZ4 || len(blk.data) < 4 {
+	if img.sb.Compression != LZ4 {
 		return nil
+	}
+	if len(blk.data) < 8 {
+		return corrupt(disk.SuperblockSize, "lz4 with compressor options of %d bytes, want 8", len(blk.data))
 	}
 	if v := disk.DecodeUint32(blk.data); v != 1 {
 		return fmt.Errorf("%w: lz4 stream version %d, want 1", ErrUnsupported, v)
