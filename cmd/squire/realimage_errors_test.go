@@ -113,9 +113,9 @@ func testBadInput(t *testing.T, l *lab, who user) {
 		{"no such mount source", []string{"run", "--mounts", "/no/such:/mnt", l.images["zstd"], "--", "true"}, statusFailed, []string{"/no/such"}},
 		{"no such directory to work in", []string{"run", "--workdir", "/no/such", l.images["zstd"], "--", "true"}, statusFailed, []string{"/no/such"}},
 		{"no such flag", []string{"run", "--no-such-flag", l.images["zstd"], "--", "true"}, statusFailed, []string{"no-such-flag"}},
-		{"no such file to print", []string{"cat", l.images["zstd"], "/no/such"}, statusFailed, []string{"/no/such"}},
-		{"a directory to print", []string{"cat", l.images["zstd"], "/etc"}, statusFailed, []string{"/etc"}},
-		{"no such path to list", []string{"ls", l.images["zstd"], "/no/such"}, statusFailed, []string{"/no/such"}},
+		{"no such file to print", []string{"cat", l.images["zstd"], "/no/such"}, 1, []string{"/no/such"}},
+		{"a directory to print", []string{"cat", l.images["zstd"], "/etc"}, 1, []string{"/etc"}},
+		{"no such path to list", []string{"ls", l.images["zstd"], "/no/such"}, 1, []string{"/no/such"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			wantError(t, l, l.run(t, who, append([]string{l.squire}, tt.argv...)...), tt.status, tt.words...)
