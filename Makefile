@@ -27,7 +27,7 @@ GOLANGCI_VERSION = v2.15.0
 GOLANGCI = .tools/golangci-lint-$(GOLANGCI_VERSION)
 
 .DEFAULT_GOAL = build
-.PHONY: build check fmt vet arrows lint shellcheck test test-short test-race test-all test-corpus corpus fuzz bench bench-codec bench-metadata demo deps rootfs install clean help
+.PHONY: build check fmt vet arrows lint shellcheck test test-short test-race test-all test-corpus corpus fuzz bench bench-codec bench-metadata bench-inodes demo deps rootfs install clean help
 
 build: ## build bin/squire, static
 	$(GOBUILD) -o bin/squire ./cmd/squire
@@ -76,17 +76,21 @@ test-corpus: corpus ## compare readers on images of every writer and option: min
 fuzz: ## run every fuzz target for FUZZTIME (30s)
 	@testdata/fuzz.sh $(FUZZTIME)
 
-bench: deps rootfs build ## compare with the kernel's squashfs and squashfuse: IMAGE=…, BENCHFLAGS='-rounds 3'
-	@go run ./bench -squire bin/squire $(BENCHFLAGS) $(IMAGE)
+bench: deps rootfs build ## compare with the kernel's squashfs and squashfuse: IMAGE=…, BENCHFLAGS='--rounds 3'
+	@bin/squire bench $(BENCHFLAGS) --image $(IMAGE)
 
 # The images stay in SQUIRE_TESTDIR; what is not installed is named and left out.
 bench-codec: ## compare the decoders with C libraries: BENCHFLAGS='-only lzo -rounds 9'
 	@testdata/deps.sh mksquashfs cc stdlib.h zlib.h lzma.h lzo/lzo1x.h lz4.h zstd.h libdeflate.h || [ "$$(id -u)" != 0 ]
-	@go run ./bench codec -dir "$(SQUIRE_TESTDIR)/codec" $(BENCHFLAGS)
+	@go run ./bench/parts codec -dir "$(SQUIRE_TESTDIR)/codec" $(BENCHFLAGS)
 
 bench-metadata: ## compare the reading of metadata with unsquashfs and the kernel: BENCHFLAGS='-rounds 3'
 	@testdata/deps.sh mksquashfs unsquashfs || [ "$$(id -u)" != 0 ]
-	@go run ./bench metadata $(BENCHFLAGS)
+	@go run ./bench/parts metadata $(BENCHFLAGS)
+
+bench-inodes: build ## what an inode costs in mounts of 1,000 to 1,000,000: BENCHFLAGS='-sizes 1000,10000'
+	@testdata/deps.sh sqfstar squashfuse_ll || [ "$$(id -u)" != 0 ]
+	@go run ./bench/parts inodes -squire bin/squire -dir "$(SQUIRE_TESTDIR)/inodes" $(BENCHFLAGS)
 
 demo: build ## make a small image and run a command in it
 	@testdata/demo.sh bin/squire

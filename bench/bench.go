@@ -1,162 +1,147 @@
-package main
+// Package bench measures ways to mount one squashfs image, side by side.
+//
+// In every round each workload runs on a fresh mount of each peer in turn, with the image file in the page cache: that
+// is the cold time; running it again on the same mount is the warm one. Workloads are child processes with a time
+// limit. Wall time is taken by the workload itself, CPU time is what the whole machine was busy meanwhile: it is the
+// one figure that means the same for a server process, a kernel thread and a reader that decompresses for itself.
+//
+// What comes out is a Report: all samples, medians with their spread, and how many times as long as the reference each
+// peer took.
+package bench
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
-// bench is one comparison: what is measured, and what has been measured until now.
-type bench struct {
-	options
-	dir       string // all mounts are below it
-	peers     []peer
-	workloads []workload
-	samples   map[cell][]float64 // seconds
-	counts    map[string]count   // what a workload saw with the first peer: the others must see the same
-	failures  []string
+// Options say what is measured. Only Image is needed.
+type Options struct {
+	Image     string        // path of the image
+	Squire    string        // the program that mounts as peer "squire"; empty: this one
+	Rounds    int           // how often everything is measured; 0: 5
+	Limit     time.Duration // for one mount, and for one run of a workload; 0: two minutes
+	Peers     []string      // names of those to measure; empty: all that can be used here
+	Extra     []Peer        // more peers, always measured
+	Workloads []string      // words; a workload whose name has one of them is run; empty: all
+	Python    string        // what the image's python3 runs; empty: DefaultPython
+	File      string        // path in the image of the file for reads of one file; empty: the largest
+	Readers   []int         // how many processes' worth of readers read everything; empty: DefaultReaders
+	Dir       string        // where to mount, and to unpack for peer "directory"; empty: the directory for temporary files
+	Scaling   bool          // measure curves over the number of readers instead of the table of workloads
+
+	// Note is told what is left out, and why. Progress is told what comes next. Both may be nil.
+	Note     func(message string)
+	Progress func(Progress)
 }
 
-// cell is a place in the table of results.
-type cell struct{ row, peer string }
+// Progress says how far a comparison is.
+type Progress struct {
+	Done, Total int    // measurements
+	Round       int    // from 1 on; 0 while something is prepared
+	What        string // comes next
+}
 
-// mountRow is the row of the time from the mount command's start to the first answer.
-const mountRow = "mount to first stat"
+// Defaults of Options.
+const (
+	DefaultRounds = 5
+	DefaultLimit  = 2 * time.Minute
+	DefaultPython = "import numpy"
+)
 
-func newBench(o options) (*bench, error) {
-	b := &bench{options: o, samples: make(map[cell][]float64), counts: make(map[string]count)}
+// DefaultReaders are the numbers of readers that read everything.
+var DefaultReaders = []int{1, 4}
+
+// ErrFailed says that some measurements failed; the report has the reasons.
+var ErrFailed = errors.New("measurements failed")
+
+// Run measures. The report is there with an error too, with what was measured until then: when ctx ended, or when
+// some measurements failed, which is ErrFailed. Nothing stays mounted. Without a report nothing could be measured.
+func Run(ctx context.Context, o Options) (*Report, error) {
+	b, err := newComparison(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	defer b.close()
+	if err := b.prepare(ctx); err != nil {
+		return nil, err
+	}
+	err = b.measure(ctx)
+	rep := b.report()
+	if n := len(rep.Failures); err == nil && n > 0 {
+		err = fmt.Errorf("%d %w", n, ErrFailed)
+	}
+	return rep, err
+}
+
+func newComparison(ctx context.Context, o Options) (*comparison, error) {
+	o.setDefaults()
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	b := &comparison{Options: o, samples: make(map[cell][]sample), counts: make(map[row]count)}
 	var err error
-	if b.image, err = filepath.Abs(o.image); err != nil {
+	if b.Image, err = filepath.Abs(o.Image); err != nil {
 		return nil, err
 	}
-	if _, err = os.Stat(b.image); err != nil {
+	if b.Squire == "" {
+		if b.Squire, err = os.Executable(); err != nil {
+			return nil, err
+		}
+	}
+	if b.image, err = lookInto(ctx, b.Image, o.File); err != nil {
 		return nil, err
 	}
-	if b.peers, err = findPeers(o.peers, o.squire); err != nil {
+	if b.peers, err = b.findPeers(); err != nil {
 		return nil, err
 	}
-	if b.workloads, err = findWorkloads(o.workloads, o.python); err != nil {
+	if b.workloads, err = b.findWorkloads(); err != nil {
 		return nil, err
 	}
-	if b.dir, err = os.MkdirTemp("", "squire-bench"); err != nil {
+	if b.dir, err = os.MkdirTemp(b.Dir, "squire-bench"); err != nil {
 		return nil, err
 	}
 	return b, nil
 }
 
-func (b *bench) close() { os.RemoveAll(b.dir) }
+func (o *Options) setDefaults() {
+	if o.Rounds == 0 {
+		o.Rounds = DefaultRounds
+	}
+	if o.Limit == 0 {
+		o.Limit = DefaultLimit
+	}
+	if o.Python == "" {
+		o.Python = DefaultPython
+	}
+	if len(o.Readers) == 0 {
+		o.Readers = DefaultReaders
+	}
+	if o.Note == nil {
+		o.Note = func(string) {}
+	}
+	if o.Progress == nil {
+		o.Progress = func(Progress) {}
+	}
+}
 
-// measure runs all rounds. A failure is noted and the rest goes on, unless ctx has ended.
-func (b *bench) measure(ctx context.Context) error {
-	for round := range b.rounds {
-		fmt.Fprintf(os.Stderr, "round %d of %d\n", round+1, b.rounds)
-		for _, w := range b.workloads {
-			for i := range b.peers {
-				// Whoever runs first finds the processor colder or cooler: take turns.
-				p := b.peers[(i+round)%len(b.peers)]
-				if err := b.measureOne(ctx, p, w); err != nil && ctx.Err() == nil {
-					b.failures = append(b.failures, fmt.Sprintf("%s, %s, round %d: %v", p.name, w.name, round+1, err))
-				}
-				if ctx.Err() != nil {
-					return errors.New("interrupted")
-				}
-			}
+// maxReaders bounds the goroutines of a workload; each may hold a thread.
+const maxReaders = 1024
+
+func (o *Options) check() error {
+	if o.Rounds < 1 {
+		return fmt.Errorf("%d rounds: want at least one", o.Rounds)
+	}
+	if o.Limit < 0 {
+		return fmt.Errorf("limit %v: want more than nothing", o.Limit)
+	}
+	for _, n := range o.Readers {
+		if n < 1 || n > maxReaders {
+			return fmt.Errorf("%d readers: want 1 to %d", n, maxReaders)
 		}
 	}
 	return nil
-}
-
-// measureOne measures a workload on a fresh mount, and where it says so once more on the same mount.
-func (b *bench) measureOne(ctx context.Context, p peer, w workload) error {
-	if err := warmFile(b.image); err != nil {
-		return err
-	}
-	m, err := mountPeer(ctx, p, b.image, b.dir, b.limit)
-	if err != nil {
-		return err
-	}
-	defer m.unmount()
-	b.add(mountRow, p.name, m.took)
-
-	for _, heat := range w.heats() {
-		row := w.name + ", " + heat
-		took, n, err := w.run(ctx, m, b.limit)
-		if err != nil {
-			return fmt.Errorf("%s: %w", heat, err)
-		}
-		if err := b.sameCount(row, n); err != nil {
-			return err
-		}
-		b.add(row, p.name, took)
-	}
-	return nil
-}
-
-func (b *bench) add(row, peer string, took time.Duration) {
-	c := cell{row, peer}
-	b.samples[c] = append(b.samples[c], took.Seconds())
-}
-
-// sameCount says whether a workload saw as much as with the first peer: a peer that shows less is not a fast one.
-func (b *bench) sameCount(row string, n count) error {
-	if first, ok := b.counts[row]; ok && first != n {
-		return fmt.Errorf("saw %d files and %d bytes, the first peer showed %d and %d", n.Files, n.Bytes, first.Files, first.Bytes)
-	}
-	b.counts[row] = n
-	return nil
-}
-
-// report puts together what was measured.
-func (b *bench) report() report {
-	r := report{Image: filepath.Base(b.image), Rounds: b.rounds, Failures: b.failures, Machine: machine()}
-	if fi, err := os.Stat(b.image); err == nil {
-		r.Size = fi.Size()
-	}
-	rows := []string{}
-	for _, w := range b.workloads {
-		for _, heat := range w.heats() {
-			rows = append(rows, w.name+", "+heat)
-		}
-	}
-	for _, row := range append(rows, mountRow) {
-		line := reportRow{Workload: row}
-		for _, p := range b.peers {
-			line.Results = append(line.Results, result{Peer: p.name, Samples: b.samples[cell{row, p.name}]})
-		}
-		r.Rows = append(r.Rows, line)
-	}
-	for _, p := range b.peers {
-		r.Peers = append(r.Peers, p.name)
-	}
-	r.finish()
-	return r
-}
-
-// warmFile brings a file into the page cache.
-func warmFile(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = io.Copy(onlyWriter{io.Discard}, f)
-	return err
-}
-
-// onlyWriter hides that io.Discard reads by itself, in pieces of 8 KiB.
-type onlyWriter struct{ io.Writer }
-
-// machine says in a few words where the figures come from.
-func machine() string {
-	var uts unix.Utsname
-	_ = unix.Uname(&uts)
-	var cpus unix.CPUSet
-	_ = unix.SchedGetaffinity(0, &cpus)
-	return fmt.Sprintf("Linux %s, %d CPUs", unix.ByteSliceToString(uts.Release[:]), cpus.Count())
 }

@@ -1,69 +1,154 @@
-package main
+package bench
 
 import (
 	"encoding/json"
 	"fmt"
 	"io"
 	"math"
-	"os"
 	"slices"
-	"strings"
-	"text/tabwriter"
 )
 
-// report is what a comparison found. Times are in seconds.
-type report struct {
-	Image    string      `json:"image"`
-	Size     int64       `json:"size"`
-	Machine  string      `json:"machine"`
-	Rounds   int         `json:"rounds"`
-	Peers    []string    `json:"peers"`
-	Rows     []reportRow `json:"rows"`
-	Failures []string    `json:"failures,omitempty"`
+// reportFormat is the Format of reports that this version writes and reads.
+const reportFormat = 1
+
+// Report is what a comparison found. Its JSON is meant to be read by others: names have units, times are in seconds.
+type Report struct {
+	Format    int        `json:"format"`
+	Time      string     `json:"time"`              // when it ended: RFC 3339, UTC
+	Version   string     `json:"version,omitempty"` // of the program that measured
+	Command   []string   `json:"command,omitempty"` // its command line
+	User      string     `json:"user"`              // root or ordinary
+	Machine   Machine    `json:"machine"`
+	Image     Image      `json:"image"`
+	File      File       `json:"file"` // for reads of one file
+	Rounds    int        `json:"rounds"`
+	CPUSource string     `json:"cpu_source"`
+	Reference string     `json:"reference"` // the peer that ratios are to
+	Peers     []PeerInfo `json:"peers"`
+	Rows      []Row      `json:"rows"`
+	Curves    []Curve    `json:"curves,omitempty"`
+	Failures  []string   `json:"failures,omitempty"`
+	LeftOut   []string   `json:"left_out,omitempty"`
 }
 
-// reportRow is one workload; its results are in the order of the peers.
-type reportRow struct {
-	Workload string   `json:"workload"`
-	Results  []result `json:"results"`
+// Image says what was mounted.
+type Image struct {
+	Name           string `json:"name"`
+	Bytes          int64  `json:"bytes"`
+	Compression    string `json:"compression"`
+	BlockSizeBytes int64  `json:"block_size_bytes"`
+	Inodes         int64  `json:"inodes"`
+	FileBytes      int64  `json:"file_bytes"` // of all files
 }
 
-// result is one workload with one peer.
-type result struct {
-	Peer    string    `json:"peer"`
-	Samples []float64 `json:"samples"`
-	Median  float64   `json:"median"`
-	Min     float64   `json:"min"`
-	Max     float64   `json:"max"`
-	// Ratio is the median over that of the kernel; 0 when one of them is missing.
-	Ratio float64 `json:"ratio,omitempty"`
+// File is a file in the image.
+type File struct {
+	Path  string `json:"path"`
+	Bytes int64  `json:"bytes"`
+}
+
+// PeerInfo is what a report says of a peer.
+type PeerInfo struct {
+	Name    string   `json:"name"`
+	Command []string `json:"command,omitempty"`
+	Version string   `json:"version,omitempty"`
+}
+
+// Row is a workload in one state of the caches; its results are in the order of the peers.
+type Row struct {
+	Workload   string   `json:"workload"`
+	Cache      string   `json:"cache"` // cold or warm; "" for mounting
+	Files      int64    `json:"files"`
+	Bytes      int64    `json:"bytes"` // read
+	Operations int64    `json:"operations"`
+	Results    []Result `json:"results"`
+}
+
+// name is the row's name in a table.
+func (r *Row) name() string { return row{r.Workload, r.Cache}.name() }
+
+// Result is a row with one peer.
+type Result struct {
+	Peer string `json:"peer"`
+	// Wall is the time that the workload took. Its ratio is that of medians.
+	Wall Measure `json:"wall_seconds"`
+	// CPU is the time that all processors were busy meanwhile. As the kernel counts it in steps of 10 ms, its ratio
+	// is that of means, and there is none for less than some steps.
+	CPU Measure `json:"cpu_seconds"`
+	// CPUPerGiB is CPU time over what was read; 0 where that was little.
+	CPUPerGiB float64 `json:"cpu_seconds_per_gib,omitempty"`
+}
+
+// Measure is what was measured in all rounds, in their order, and what follows from it. Ratios are to the reference
+// peer's median or mean: of this one's, of its least and of its greatest sample. They are 0 where something is missing.
+type Measure struct {
+	Samples  []float64 `json:"samples"`
+	Median   float64   `json:"median"`
+	Mean     float64   `json:"mean"`
+	Min      float64   `json:"min"`
+	Max      float64   `json:"max"`
+	Ratio    float64   `json:"ratio,omitempty"`
+	RatioMin float64   `json:"ratio_min,omitempty"`
+	RatioMax float64   `json:"ratio_max,omitempty"`
 }
 
 // finish fills in what follows from the samples.
-func (r *report) finish() {
+func (m *Measure) finish() {
+	if len(m.Samples) > 0 {
+		m.Median, m.Mean, m.Min, m.Max = Median(m.Samples), mean(m.Samples), slices.Min(m.Samples), slices.Max(m.Samples)
+	}
+}
+
+// over fills in the ratios of a middle to that of the reference.
+func (m *Measure) over(middle, reference float64) {
+	if reference > 0 && len(m.Samples) > 0 {
+		m.Ratio, m.RatioMin, m.RatioMax = middle/reference, m.Min/reference, m.Max/reference
+	}
+}
+
+const (
+	// leastCPU is the CPU time of a row in all rounds, in seconds, that is worth a ratio.
+	leastCPU = 0.1
+	// leastBytes is what a row must read to be worth a figure for each GiB.
+	leastBytes = 16 << 20
+)
+
+// finish fills in what follows from the samples.
+func (r *Report) finish() {
 	for i := range r.Rows {
-		results := r.Rows[i].Results
-		var kernel float64
-		for j := range results {
-			res := &results[j]
-			if len(res.Samples) == 0 {
-				continue
-			}
-			res.Median, res.Min, res.Max = median(res.Samples), slices.Min(res.Samples), slices.Max(res.Samples)
-			if res.Peer == kernelPeer {
-				kernel = res.Median
-			}
-		}
-		for j := range results {
-			if kernel > 0 {
-				results[j].Ratio = results[j].Median / kernel
-			}
+		r.Rows[i].finish(r.Reference)
+	}
+	for i := range r.Curves {
+		for j := range r.Curves[i].Points {
+			r.Curves[i].Points[j].finish(r.Reference)
 		}
 	}
 }
 
-// median is the middle of the samples; between two of them it is their mean. NaN without samples.
-func median(samples []float64) float64 {
+func (r *Row) finish(reference string) {
+	var ref Result
+	for i := range r.Results {
+		res := &r.Results[i]
+		res.Wall.finish()
+		res.CPU.finish()
+		if r.Bytes >= leastBytes {
+			res.CPUPerGiB = res.CPU.Mean / (float64(r.Bytes) / (1 << 30))
+		}
+		if res.Peer == reference {
+			ref = *res
+		}
+	}
+	for i := range r.Results {
+		res := &r.Results[i]
+		res.Wall.over(res.Wall.Median, ref.Wall.Median)
+		if sum(ref.CPU.Samples) >= leastCPU {
+			res.CPU.over(res.CPU.Mean, ref.CPU.Mean)
+		}
+	}
+}
+
+// Median is the middle of the samples; between two of them it is their mean. NaN without samples.
+func Median(samples []float64) float64 {
 	s := slices.Sorted(slices.Values(samples))
 	switch n := len(s); {
 	case n == 0:
@@ -75,60 +160,52 @@ func median(samples []float64) float64 {
 	}
 }
 
-// print writes the table: for each peer the median, the ratio to the kernel and, over all rounds, the fastest and the
-// slowest time.
-func (r *report) print(w io.Writer) error {
-	fmt.Fprintf(w, "%s, %d bytes; %s; medians of %d rounds [fastest–slowest], ratio to %s\n\n", r.Image, r.Size, r.Machine, r.Rounds, kernelPeer)
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(tw, "\t%s\n", strings.Join(r.Peers, "\t\t"))
-	for _, row := range r.Rows {
-		fmt.Fprint(tw, row.Workload)
-		for _, res := range row.Results {
-			fmt.Fprintf(tw, "\t%s\t%s", res.times(), res.ratio())
+func sum(samples []float64) (total float64) {
+	for _, s := range samples {
+		total += s
+	}
+	return total
+}
+
+func mean(samples []float64) float64 { return sum(samples) / float64(len(samples)) }
+
+// WriteJSON writes all of a report.
+func (r *Report) WriteJSON(w io.Writer) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(r)
+}
+
+// ReadJSON reads what WriteJSON wrote.
+func ReadJSON(from io.Reader) (*Report, error) {
+	var r Report
+	if err := json.NewDecoder(from).Decode(&r); err != nil {
+		return nil, fmt.Errorf("no report: %w", err)
+	}
+	if r.Format != reportFormat {
+		return nil, fmt.Errorf("report of format %d, want %d", r.Format, reportFormat)
+	}
+	return &r, r.check()
+}
+
+// check makes sure of what those who show a report rely on: it may have been written by hand.
+func (r *Report) check() error {
+	rows := slices.Clone(r.Rows)
+	for _, c := range r.Curves {
+		for _, p := range c.Points {
+			rows = append(rows, p.Row)
 		}
-		fmt.Fprintln(tw)
 	}
-	if err := tw.Flush(); err != nil {
-		return err
-	}
-	for _, f := range r.Failures {
-		fmt.Fprintln(w, "FAILED", f)
+	for _, row := range rows {
+		if len(row.Results) != len(r.Peers) {
+			return fmt.Errorf("report with %d results for %d peers in %q", len(row.Results), len(r.Peers), row.name())
+		}
+		for i, res := range row.Results {
+			if res.Peer != r.Peers[i].Name {
+				return fmt.Errorf("report with a result of %q where that of %q is wanted in %q", res.Peer, r.Peers[i].Name, row.name())
+			}
+		}
 	}
 	return nil
-}
-
-func (r result) times() string {
-	if len(r.Samples) == 0 {
-		return "-"
-	}
-	return fmt.Sprintf("%s [%s–%s]", seconds(r.Median), seconds(r.Min), seconds(r.Max))
-}
-
-func (r result) ratio() string {
-	if r.Ratio == 0 || r.Peer == kernelPeer {
-		return ""
-	}
-	return fmt.Sprintf("%.2f", r.Ratio)
-}
-
-// seconds writes a time with three digits that count, as far as milliseconds.
-func seconds(s float64) string {
-	switch {
-	case s >= 100:
-		return fmt.Sprintf("%.0f", s)
-	case s >= 10:
-		return fmt.Sprintf("%.1f", s)
-	case s >= 1:
-		return fmt.Sprintf("%.2f", s)
-	}
-	return fmt.Sprintf("%.3f", s)
-}
-
-// writeJSON writes all of a report to a file.
-func writeJSON(path string, report any) error {
-	text, err := json.MarshalIndent(report, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, append(text, '\n'), 0o644)
 }

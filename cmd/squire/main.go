@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/squirefs/squire/bench"
 	"github.com/squirefs/squire/runtime"
 )
 
@@ -21,6 +22,8 @@ func main() {
 		os.Exit(runtime.Init(mountImage))
 	case serverName:
 		os.Exit(serve())
+	case bench.ChildName:
+		os.Exit(bench.Child(os.Args[1:], os.Stdout, os.Stderr))
 	}
 	os.Exit(execute(os.Args[1:]))
 }
@@ -71,7 +74,7 @@ when it is not in the image.`,
 		SuggestionsMinimumDistance: 2,
 	}
 	cmd.AddCommand(runCommand(), mountCommand(), umountCommand(),
-		inspectCommand(), lsCommand(), catCommand(), extractCommand(), versionCommand(), manCommand())
+		inspectCommand(), lsCommand(), catCommand(), extractCommand(), benchCommand(), versionCommand(), manCommand())
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see %q", err, c.CommandPath()+" --help")
 	})

@@ -1,10 +1,10 @@
 // Command bench expands the blocks of a file with squire's decoders, as often as asked: the counterpart of
-// bench/codec/peer.c, which does it with C libraries. "go run ./bench codec" runs both. It is here because only what
-// lies below sqfs/ may use the decoders by themselves.
+// bench/parts/codec/peer.c, which does it with C libraries. "go run ./bench/parts codec" runs both. It is here because
+// only what lies below sqfs/ may use the decoders by themselves.
 //
 //	usage: bench FILE
 //
-// FILE and what is said on standard input and output are described in bench/blocks.go and bench/contestant.go.
+// FILE and what is said on standard input and output are described in blocks.go and contestant.go of bench/parts.
 package main
 
 import (

@@ -119,7 +119,7 @@ func needs(t *testing.T, programs ...string) {
 func smallBench(t *testing.T) *codecBench {
 	t.Helper()
 	dir := t.TempDir()
-	text, err := os.ReadFile("bench_test.go")
+	text, err := os.ReadFile("codec_test.go")
 	if err != nil {
 		t.Fatal(err)
 	}

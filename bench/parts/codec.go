@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/squirefs/squire/bench"
 )
 
 // codecCase is one compressor, with settings of mksquashfs.
@@ -41,7 +43,7 @@ type codecShape struct {
 
 var codecShapes = []codecShape{{128 << 10, 1, true}, {8 << 10, 4, false}}
 
-// codecOptions are what the command line of "bench codec" says.
+// codecOptions are what the command line of "parts codec" says.
 type codecOptions struct {
 	rounds   int
 	limit    time.Duration // for a round of one contestant
@@ -55,7 +57,7 @@ type codecOptions struct {
 
 func parseCodecOptions(args []string) (codecOptions, error) {
 	var o codecOptions
-	flags := flag.NewFlagSet("bench codec", flag.ContinueOnError)
+	flags := flag.NewFlagSet("parts codec", flag.ContinueOnError)
 	flags.IntVar(&o.rounds, "rounds", 5, "how often to measure everything")
 	flags.DurationVar(&o.limit, "limit", 2*time.Minute, "time limit of one round of one contestant")
 	flags.IntVar(&o.size, "size", 64, "how many `MiB` of files to take: a third texts, the rest binaries")
@@ -65,7 +67,7 @@ func parseCodecOptions(args []string) (codecOptions, error) {
 	flags.StringVar(&o.dir, "dir", "", "keep the images in `directory`, and use those that are there: delete it to change the input (default: temporary)")
 	flags.StringVar(&o.json, "json", "", "write all figures to `file`")
 	flags.Usage = func() {
-		fmt.Fprint(flags.Output(), "usage: bench codec [flags]\n"+
+		fmt.Fprint(flags.Output(), "usage: parts codec [flags]\n"+
 			"CFLAGS and LDFLAGS from the environment find other libraries than the system's.\n")
 		flags.PrintDefaults()
 	}
@@ -108,7 +110,7 @@ func codec(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	work, err := os.MkdirTemp("", "squire-bench-codec")
+	work, err := os.MkdirTemp("", "squire-parts-codec")
 	if err != nil {
 		return err
 	}
@@ -135,7 +137,7 @@ type codecBench struct {
 
 // run measures all cases and reports what came out, which is worth seeing after a failure or a signal all the same.
 func (b *codecBench) run(ctx context.Context, cases []codecCase) error {
-	rep := codecReport{Machine: machine(), Rounds: b.rounds}
+	rep := codecReport{Machine: bench.ThisMachine().String(), Rounds: b.rounds}
 	err := b.measureAll(ctx, cases, &rep)
 	err = errors.Join(err, rep.print(os.Stdout))
 	if b.json != "" {

@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/squirefs/squire/bench"
 )
 
 //go:embed codec/peer.c
@@ -30,7 +32,7 @@ var linkFlags = map[string]string{
 // build builds squire's contestant and those of the libraries that are installed.
 func (b *codecBench) build(ctx context.Context, cases []codecCase) error {
 	program := filepath.Join(b.work, squireName)
-	if out, err := command(ctx, 5*time.Minute, nil, "go", "build", "-o", program, "github.com/squirefs/squire/sqfs/internal/codec/bench"); err != nil {
+	if out, err := bench.RunProgram(ctx, 5*time.Minute, "go", "build", "-o", program, "github.com/squirefs/squire/sqfs/internal/codec/bench"); err != nil {
 		return fmt.Errorf("go build: %w %s", err, out)
 	}
 	b.programs[squireName] = program
@@ -43,7 +45,7 @@ func (b *codecBench) build(ctx context.Context, cases []codecCase) error {
 			tried[lib] = true
 			program, err := buildPeer(ctx, b.work, lib)
 			if err != nil {
-				fmt.Fprintf(os.Stderr, "bench: left out %s: %v\n", lib, err)
+				fmt.Fprintf(os.Stderr, "parts: left out %s: %v\n", lib, err)
 				continue
 			}
 			b.programs[lib] = program
@@ -66,7 +68,7 @@ func buildPeer(ctx context.Context, dir, lib string) (string, error) {
 	argv = append(argv, strings.Fields(os.Getenv("CFLAGS"))...)
 	argv = append(argv, "-o", program, source)
 	argv = append(argv, strings.Fields(os.Getenv("LDFLAGS"))...)
-	out, err := command(ctx, time.Minute, nil, append(argv, linkFlags[lib])...)
+	out, err := bench.RunProgram(ctx, time.Minute, append(argv, linkFlags[lib])...)
 	if err != nil {
 		return "", fmt.Errorf("%w %s", err, out)
 	}

@@ -18,10 +18,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/squirefs/squire/bench"
 	"github.com/squirefs/squire/sqfs"
 )
 
-// metadataOptions are what the command line of "bench metadata" says.
+// metadataOptions are what the command line of "parts metadata" says.
 type metadataOptions struct {
 	rounds     int
 	limit      time.Duration // for one run of a peer
@@ -35,7 +36,7 @@ type metadataOptions struct {
 
 func parseMetadataOptions(args []string) (metadataOptions, error) {
 	var o metadataOptions
-	flags := flag.NewFlagSet("bench metadata", flag.ContinueOnError)
+	flags := flag.NewFlagSet("parts metadata", flag.ContinueOnError)
 	flags.IntVar(&o.rounds, "rounds", 5, "how often to measure everything")
 	flags.DurationVar(&o.limit, "limit", 20*time.Second, "time limit of one run of a peer")
 	flags.IntVar(&o.inodes, "inodes", 1_000_000, "size of the trees to walk")
@@ -45,7 +46,7 @@ func parseMetadataOptions(args []string) (metadataOptions, error) {
 	flags.StringVar(&o.only, "only", "", "comma-separated `words`: measure the rows whose name has one of them (default: all)")
 	flags.StringVar(&o.dir, "dir", "", "keep the images in `directory`, and use those that are there (default: temporary)")
 	flags.Usage = func() {
-		fmt.Fprint(flags.Output(), "usage: bench metadata [flags]\n")
+		fmt.Fprint(flags.Output(), "usage: parts metadata [flags]\n")
 		flags.PrintDefaults()
 	}
 	if err := flags.Parse(args); err != nil {
@@ -68,7 +69,7 @@ func metadata(ctx context.Context, args []string) error {
 		return err
 	}
 	b := &metadataBench{metadataOptions: o, samples: make(map[string][]float64), tooSlow: make(map[string]bool)}
-	if b.work, err = os.MkdirTemp("", "squire-bench-metadata"); err != nil {
+	if b.work, err = os.MkdirTemp("", "squire-parts-metadata"); err != nil {
 		return err
 	}
 	defer os.RemoveAll(b.work)
@@ -90,7 +91,7 @@ func metadata(ctx context.Context, args []string) error {
 	return b.print(os.Stdout)
 }
 
-// metadataBench is one run of "bench metadata".
+// metadataBench is one run of "parts metadata".
 type metadataBench struct {
 	metadataOptions
 	work    string               // a temporary directory
@@ -151,7 +152,7 @@ func (b *metadataBench) timeCommand(ctx context.Context, i metadataImage, what s
 	cmd.Stderr = &stderr
 	err := cmd.Run()
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		fmt.Fprintf(os.Stderr, "bench: left out %s: it takes longer than %v\n", row, b.limit)
+		fmt.Fprintf(os.Stderr, "parts: left out %s: it takes longer than %v\n", row, b.limit)
 		b.tooSlow[row] = true
 		return nil
 	}
@@ -167,14 +168,14 @@ func (b *metadataBench) timeKernel(ctx context.Context, i metadataImage) error {
 	if os.Getuid() != 0 {
 		return nil
 	}
-	m, err := mountPeer(ctx, allPeers[0], i.path, b.work, b.limit)
+	dir, unmount, err := bench.MountKernel(ctx, i.path, b.work, b.limit)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "bench: left out the kernel:", err)
+		fmt.Fprintln(os.Stderr, "parts: left out the kernel:", err)
 		return nil
 	}
-	defer m.unmount()
+	defer unmount()
 	// No file is that large, so nothing is printed.
-	return b.timeCommand(ctx, i, "kernel, find -size", "find", m.dir, "-size", "+9999999G")
+	return b.timeCommand(ctx, i, "kernel, find -size", "find", dir, "-size", "+9999999G")
 }
 
 func (b *metadataBench) wanted(row string) bool {
@@ -203,12 +204,12 @@ func usage(who int) time.Duration {
 
 // print writes the table.
 func (b *metadataBench) print(w io.Writer) error {
-	fmt.Fprintf(w, "%s; CPU time, medians of %d rounds [fastest–slowest]\n\n", machine(), b.rounds)
+	fmt.Fprintf(w, "%s; CPU time, medians of %d rounds [fastest–slowest]\n\n", bench.ThisMachine().String(), b.rounds)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(tw, "\tµs per inode\tmillion inodes/s\n")
 	for _, row := range b.rows {
 		s := b.samples[row]
-		fmt.Fprintf(tw, "%s\t%.3f [%.3f–%.3f]\t%.2f\n", row, median(s), slices.Min(s), slices.Max(s), 1/median(s))
+		fmt.Fprintf(tw, "%s\t%.3f [%.3f–%.3f]\t%.2f\n", row, bench.Median(s), slices.Min(s), slices.Max(s), 1/bench.Median(s))
 	}
 	return tw.Flush()
 }

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"text/tabwriter"
+
+	"github.com/squirefs/squire/bench"
 )
 
 // codecReport is what a comparison of decoders found.
@@ -43,7 +47,7 @@ func (r *codecResult) finish() {
 	squire := r.Times[0].Seconds
 	for i := range r.Times {
 		t := &r.Times[i]
-		t.Median = median(t.Seconds)
+		t.Median = bench.Median(t.Seconds)
 		if i == 0 {
 			continue
 		}
@@ -51,7 +55,7 @@ func (r *codecResult) finish() {
 		for k := range ratios {
 			ratios[k] = t.Seconds[k] / squire[k]
 		}
-		t.Ratio, t.RatioMin, t.RatioMax = median(ratios), slices.Min(ratios), slices.Max(ratios)
+		t.Ratio, t.RatioMin, t.RatioMax = bench.Median(ratios), slices.Min(ratios), slices.Max(ratios)
 	}
 }
 
@@ -93,4 +97,13 @@ func (r *codecResult) print(w io.Writer) {
 		fmt.Fprintf(w, "%s\t%s\t%.0f\t%.0f\t%.2f [%.2f–%.2f]\t%s\n", head, t.Name, r.speed(t), r.speed(squire), t.Ratio, t.RatioMin, t.RatioMax, goal)
 		head = "\t\t"
 	}
+}
+
+// writeJSON writes all of a report to a file.
+func writeJSON(path string, report any) error {
+	text, err := json.MarshalIndent(report, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(text, '\n'), 0o644)
 }

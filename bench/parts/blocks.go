@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/squirefs/squire/bench"
 	"github.com/squirefs/squire/sqfs"
 )
 
@@ -40,7 +41,7 @@ func (b *codecBench) image(ctx context.Context, c codecCase, shape codecShape) (
 	}
 	return image, makeFile(image, func(path string) error {
 		argv := []string{"mksquashfs", input, path, "-noappend", "-quiet", "-no-progress", "-no-fragments", "-no-xattrs", "-b", fmt.Sprint(shape.block)}
-		out, err := command(ctx, 10*time.Minute, nil, append(argv, c.args...)...)
+		out, err := bench.RunProgram(ctx, 10*time.Minute, append(argv, c.args...)...)
 		if err != nil {
 			return fmt.Errorf("mksquashfs: %w %s", err, bytes.TrimSpace(out))
 		}

@@ -18,7 +18,7 @@ import (
 	"github.com/squirefs/squire/sqfs"
 )
 
-// metadataImage is an image for "bench metadata".
+// metadataImage is an image for "parts metadata".
 type metadataImage struct {
 	name   string
 	path   string
@@ -54,7 +54,7 @@ func (b *metadataBench) images(ctx context.Context) ([]metadataImage, error) {
 			fmt.Fprintln(os.Stderr, "making", path)
 			err = i.make(ctx, path)
 			if errors.Is(err, exec.ErrNotFound) {
-				fmt.Fprintf(os.Stderr, "bench: left out %s: %v\n", i.name, err)
+				fmt.Fprintf(os.Stderr, "parts: left out %s: %v\n", i.name, err)
 				continue
 			}
 			if err != nil {

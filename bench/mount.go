@@ -1,0 +1,225 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/fusefs"
+)
+
+// mounted is an image on a directory.
+type mounted struct {
+	dir    string
+	prog   string        // that mounted it, and may serve it now; empty: the directory that the image was unpacked into
+	dev    string        // major:minor
+	before []int         // processes that were there before it
+	watch  stopwatch     // since the start of the mount command
+	toStat sample        // from there to the first stat
+	limit  time.Duration // for whatever touches it
+}
+
+// mount mounts image on a new directory in parent.
+func (p Peer) mount(ctx context.Context, image, parent string, limit time.Duration) (*mounted, error) {
+	dir, err := os.MkdirTemp(parent, "mnt")
+	if err != nil {
+		return nil, err
+	}
+	m := &mounted{dir: dir, prog: p.Argv[0], before: processes(), limit: limit}
+	if err := m.start(ctx, p.words(image, dir)); err != nil {
+		m.unmount()
+		return nil, err
+	}
+	return m, nil
+}
+
+// MountKernel mounts an image with the kernel's squashfs on a new directory in parent, for at most limit. unmount must
+// be called.
+func MountKernel(ctx context.Context, image, parent string, limit time.Duration) (dir string, unmount func(), err error) {
+	m, err := knownPeers[0].mount(ctx, image, parent, limit)
+	if err != nil {
+		return "", nil, err
+	}
+	return m.dir, m.unmount, nil
+}
+
+func (m *mounted) start(ctx context.Context, argv []string) (err error) {
+	if m.watch, err = startWatch(); err != nil {
+		return err
+	}
+	out, err := runProgram(ctx, m.limit, nil, argv...)
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, bytes.TrimSpace(out))
+	}
+	if m.dev, err = deviceOf(m.dir); err != nil {
+		return err
+	}
+	return m.guarded(func() (err error) {
+		var st unix.Stat_t
+		if err := unix.Stat(m.dir, &st); err != nil {
+			return fmt.Errorf("stat %s: %w", m.dir, err)
+		}
+		m.toStat, err = m.watch.stop()
+		return err
+	})
+}
+
+// guarded runs f, which touches the mount, and ends the mount when that takes too long: nothing else frees whoever
+// waits for a FUSE server that is stuck.
+func (m *mounted) guarded(f func() error) error {
+	watchdog := time.AfterFunc(m.limit, m.abort)
+	defer watchdog.Stop()
+	return f()
+}
+
+// unmount unmounts, and waits a while for the server to end, which would otherwise take time from what is measured
+// next.
+func (m *mounted) unmount() {
+	if m.prog == "" {
+		return
+	}
+	for range 100 {
+		if mountedOn, err := isMounted(m.dir); err == nil && !mountedOn {
+			break
+		}
+		if err := fusefs.Unmount(m.dir, false); err == nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if still, err := isMounted(m.dir); err != nil || still {
+		_ = fusefs.Unmount(m.dir, true) // nothing better is left
+	}
+	for range 100 {
+		if len(m.servers()) == 0 {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	_ = os.Remove(m.dir)
+}
+
+// abort ends the connection to a FUSE server, so that whoever waits for it goes on with an error. Where the file
+// system for that is not mounted, root ends it with a forced unmount, and an ordinary user by ending the server.
+func (m *mounted) abort() {
+	if m.prog == "" {
+		return
+	}
+	if _, minor, ok := strings.Cut(m.dev, ":"); ok {
+		if os.WriteFile("/sys/fs/fuse/connections/"+minor+"/abort", []byte("1"), 0) == nil {
+			return
+		}
+	}
+	_ = unix.Unmount(m.dir, unix.MNT_FORCE)
+	for _, pid := range m.servers() {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+}
+
+// deviceOf finds the mount on dir without touching it, and returns its major:minor. An error says that nothing is
+// mounted there: measuring the empty directory would look fast.
+func deviceOf(dir string) (string, error) {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > 5 && f[4] == escapeMount(dir) { // proc_pid_mountinfo(5): fields 3 and 5
+			return f[2], nil
+		}
+	}
+	return "", fmt.Errorf("%w on %s", errNotMounted, dir)
+}
+
+var errNotMounted = errors.New("nothing is mounted")
+
+func isMounted(dir string) (bool, error) {
+	_, err := deviceOf(dir)
+	if errors.Is(err, errNotMounted) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// escapeMount does as mangle_path (fs/seq_file.c) in /proc/self/mountinfo.
+func escapeMount(dir string) string {
+	return strings.NewReplacer(`\`, `\134`, " ", `\040`, "\t", `\011`, "\n", `\012`).Replace(dir)
+}
+
+// processes lists the machine's processes.
+func processes() (pids []int) {
+	paths, _ := filepath.Glob("/proc/[0-9]*")
+	for _, path := range paths {
+		if pid, err := strconv.Atoi(filepath.Base(path)); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// servers are the processes that came with the mount: those that run the program that mounted, or have the directory
+// in their command line.
+func (m *mounted) servers() []int {
+	return slices.DeleteFunc(processes(), func(pid int) bool {
+		if slices.Contains(m.before, pid) || pid == os.Getpid() {
+			return true
+		}
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err != nil || len(text) == 0 { // gone, or a zombie
+			return true
+		}
+		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		return exe != m.prog && !bytes.Contains(text, []byte(m.dir))
+	})
+}
+
+// RunProgram runs a program to its end, for at most limit, and returns the first 64 KiB that it wrote.
+func RunProgram(ctx context.Context, limit time.Duration, argv ...string) ([]byte, error) {
+	return runProgram(ctx, limit, nil, argv...)
+}
+
+// runProgram sets what attr says, too, which may be nil.
+func runProgram(ctx context.Context, limit time.Duration, attr *syscall.SysProcAttr, argv ...string) ([]byte, error) {
+	return runAs(ctx, limit, attr, argv[0], argv...)
+}
+
+// runAs runs the program in a file, under another name if argv[0] is one.
+func runAs(ctx context.Context, limit time.Duration, attr *syscall.SysProcAttr, path string, argv ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("still running after %v", limit))
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path)
+	cmd.Args = argv
+	// Python would write its compiled files into a directory, which is the next round's input.
+	cmd.Env = append(os.Environ(), "LC_ALL=C", "PYTHONDONTWRITEBYTECODE=1")
+	if cmd.SysProcAttr = attr; attr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid = true // a server that stays is not ours to interrupt with a Ctrl-C before it is unmounted
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	// A file and not a pipe: a server that goes into the background may keep it open.
+	out, err := os.CreateTemp("", "squire-bench-out")
+	if err != nil {
+		return nil, err
+	}
+	defer out.Close()
+	_ = os.Remove(out.Name())
+	cmd.Stdout, cmd.Stderr = out, out
+	err = cmd.Run()
+	if cause := context.Cause(ctx); cause != nil && err != nil {
+		err = cause
+	}
+	text := make([]byte, 64<<10)
+	n, _ := out.ReadAt(text, 0)
+	return text[:n], err
+}

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/squirefs/squire/bench"
+)
+
+// testReport is what a run wrote, see package bench.
+const testReport = "../../bench/testdata/report.json"
+
+func TestBenchErrors(t *testing.T) {
+	dir := t.TempDir()
+	tests := []struct{ args, want string }{
+		{"", "usage: squire bench"},
+		{"a b", "b: one argument too many"},
+		{"--image a b", "b: there is an image already"},
+		{"--from a b", "b: there is an image already"},
+		{"--from a --image b", "none of the others can be"},
+		{"--rounds 0 x", "at least one round"},
+		{"--limit 0s x", "at least one round, and a time limit"},
+		{"--peer x x", "--peer: peer \"x\": want NAME=COMMAND"},
+		{"--json " + dir + "/no/file x", dir + "/no: no such file"},
+		{dir + "/none", "none: no such file"},
+		{dir, "is a directory"},
+		{"--file none " + testImage, "basic-zstd-4K.sqfs: resolve none: file does not exist"},
+		{"--file / " + testImage, "want a regular file"},
+		{"--peers none " + testImage, `no peer "none": there are kernel, squashfuse`},
+		{"--workloads none " + testImage, `no workload has one of "none"`},
+		{"--readers 0 " + testImage, "0 readers"},
+		{"--from " + testImage, "no report"},
+		{"--from " + dir + "/none", "none: no such file"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.args, func(t *testing.T) {
+			out, err := squire(t, append([]string{"bench"}, strings.Fields(tt.args)...)...)
+			if out != "" {
+				t.Errorf("printed %q", out)
+			}
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v, want one with %q", err, tt.want)
+			}
+		})
+	}
+}
+
+// A report that was kept can be shown in all its forms.
+func TestBenchFrom(t *testing.T) {
+	text, err := squire(t, "bench", "--from", testReport)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile("../../bench/testdata/report.txt")
+	if err != nil || text != string(want) {
+		t.Errorf("%v, got:\n%s", err, text)
+	}
+	again, err := squire(t, "bench", "--from", testReport, "--json", "-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept, err := os.ReadFile(testReport)
+	if err != nil || again != string(kept) {
+		t.Errorf("%v, got:\n%s", err, again)
+	}
+	path := filepath.Join(t.TempDir(), "copy.json")
+	if _, err := squire(t, "bench", "--from", testReport, "--json", path); err != nil {
+		t.Fatal(err)
+	}
+	var rep bench.Report
+	if b, err := os.ReadFile(path); err != nil || json.Unmarshal(b, &rep) != nil || len(rep.Rows) != 3 {
+		t.Errorf("%v, %+v", err, rep)
+	}
+}
+
+// A file that cannot be written whole leaves what was there.
+func TestWriteFile(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "f")
+	if err := writeFile(path, func(w io.Writer) error { _, err := io.WriteString(w, "old"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	failed := errors.New("failed")
+	err := writeFile(path, func(w io.Writer) error {
+		_, _ = io.WriteString(w, "new")
+		return failed
+	})
+	if b, _ := os.ReadFile(path); !errors.Is(err, failed) || string(b) != "old" {
+		t.Errorf("%v, file %q", err, b)
+	}
+	if left, _ := filepath.Glob(dir + "/*"); len(left) != 1 {
+		t.Errorf("left %q", left)
+	}
+}
