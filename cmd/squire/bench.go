@@ -17,10 +17,11 @@ import (
 
 type benchOptions struct {
 	bench.Options
-	peer  []string
-	from  string
-	json  string
-	quiet bool
+	peer   []string
+	from   string
+	json   string
+	report string
+	quiet  bool
 }
 
 func benchCommand() *cobra.Command {
@@ -63,10 +64,10 @@ With --scaling, curves take the place of the workloads: what a read costs with 1
 Exit status: 0 if all was measured, 1 if some of it failed, 128+N if signal N
 interrupted it (what was measured is shown, nothing stays mounted), 125 if measuring could not start.`,
 		Example: `  squire bench pytorch.sqsh
-  squire bench --image pytorch.sqsh --python 'import torch'
+  squire bench --image pytorch.sqsh --python 'import torch' --report report.html
   squire bench --rounds 9 --workloads walk,read --json results.json pytorch.sqsh
   squire bench --peer 'new=/opt/bin/squashfuse_ll IMAGE DIR' pytorch.sqsh
-  squire bench --from results.json`,
+  squire bench --from results.json --report report.svg`,
 		Args:              needArgs(0, 1),
 		RunE:              func(c *cobra.Command, args []string) error { return o.run(c, args) },
 		ValidArgsFunction: completeImage,
@@ -89,10 +90,12 @@ func (o *benchOptions) addFlags(cmd *cobra.Command) {
 	f.StringVar(&o.Dir, "dir", "", "the directory to mount in and to unpack into (default: a temporary one)")
 	f.DurationVar(&o.Limit, "limit", bench.DefaultLimit, "time limit of one mount or one run of a workload")
 	f.StringVar(&o.json, "json", "", "write all figures as JSON to this file, or to standard output (-) instead of the tables")
+	f.StringVar(&o.report, "report", "", "write a report with plots to this file, .html or .svg")
 	f.StringVar(&o.from, "from", "", "measure nothing, and show what --json wrote to this file")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "no progress and no notes, only results")
 	_ = cmd.MarkFlagDirname("dir") // these fail for unknown flags only
 	_ = cmd.MarkFlagFilename("from", "json")
+	_ = cmd.MarkFlagFilename("report", "html", "svg")
 	_ = cmd.RegisterFlagCompletionFunc("peers", cobra.FixedCompletions(bench.PeerNames(), cobra.ShellCompDirectiveNoFileComp))
 	cmd.MarkFlagsMutuallyExclusive("from", "image")
 }
@@ -153,11 +156,16 @@ func (o *benchOptions) parse(c *cobra.Command, args []string) error {
 
 // checkOutputs makes sure that results can be written.
 func (o *benchOptions) checkOutputs() error {
-	if o.json == "" || o.json == "-" {
-		return nil
+	if ext := filepath.Ext(o.report); o.report != "" && ext != ".html" && ext != ".svg" {
+		return fmt.Errorf("--report %s: want a file .html or .svg", o.report)
 	}
-	if err := unix.Access(filepath.Dir(o.json), unix.W_OK); err != nil {
-		return fmt.Errorf("%s: %w", filepath.Dir(o.json), err)
+	for _, path := range []string{o.json, o.report} {
+		if path == "" || path == "-" {
+			continue
+		}
+		if err := unix.Access(filepath.Dir(path), unix.W_OK); err != nil {
+			return fmt.Errorf("%s: %w", filepath.Dir(path), err)
+		}
 	}
 	return nil
 }
@@ -194,6 +202,12 @@ func (o *benchOptions) show(w io.Writer, rep *bench.Report) error {
 		if err := writeFile(o.json, rep.WriteJSON); err != nil {
 			return err
 		}
+	}
+	switch filepath.Ext(o.report) {
+	case ".html":
+		return writeFile(o.report, rep.WriteHTML)
+	case ".svg":
+		return writeFile(o.report, rep.WriteSVG)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -81,8 +82,9 @@ func newBenchLab(t *testing.T) *lab {
 
 func testBench(t *testing.T, l *lab, who user) {
 	dir := l.mkdir(t, who)
-	r := l.run(t, who, l.squire, "bench", "--rounds", "1", "--limit", "10s", "--dir", dir, "--json", "-", "--image", l.images["tiny"],
-		"--peer", "mine="+l.squire+" mount IMAGE DIR")
+	picture := filepath.Join(dir, "report.svg")
+	r := l.run(t, who, l.squire, "bench", "--rounds", "1", "--limit", "10s", "--dir", dir, "--json", "-", "--report", picture,
+		"--peer", "mine="+l.squire+" mount IMAGE DIR", "--image", l.images["tiny"])
 	if r.status != 0 {
 		t.Fatalf("status %d, %s", r.status, r.stderr)
 	}
@@ -95,7 +97,7 @@ func testBench(t *testing.T, l *lab, who user) {
 		want = append(want, "kernel")
 	}
 	for _, name := range want {
-		if !slicesContainsPeer(rep.Peers, name) {
+		if !slices.ContainsFunc(rep.Peers, func(p bench.PeerInfo) bool { return p.Name == name }) {
 			t.Errorf("no peer %s, %s", name, rep.LeftOut)
 		}
 	}
@@ -116,16 +118,11 @@ func testBench(t *testing.T, l *lab, who user) {
 			}
 		}
 	}
-	nothingLeft(t, l, dir)
-}
-
-func slicesContainsPeer(peers []bench.PeerInfo, name string) bool {
-	for _, p := range peers {
-		if p.Name == name {
-			return true
-		}
+	if text, err := os.ReadFile(picture); err != nil || !strings.Contains(string(text), "Wall time relative to "+rep.Reference) {
+		t.Errorf("picture: %v, %.300s", err, text)
 	}
-	return false
+	os.Remove(picture)
+	nothingLeft(t, l, dir)
 }
 
 // testBenchInterrupted ends a run in its middle.

@@ -26,6 +26,7 @@ func TestBenchErrors(t *testing.T) {
 		{"--rounds 0 x", "at least one round"},
 		{"--limit 0s x", "at least one round, and a time limit"},
 		{"--peer x x", "--peer: peer \"x\": want NAME=COMMAND"},
+		{"--report x.png x", "--report x.png: want a file .html or .svg"},
 		{"--json " + dir + "/no/file x", dir + "/no: no such file"},
 		{dir + "/none", "none: no such file"},
 		{dir, "is a directory"},
@@ -75,6 +76,15 @@ func TestBenchFrom(t *testing.T) {
 	var rep bench.Report
 	if b, err := os.ReadFile(path); err != nil || json.Unmarshal(b, &rep) != nil || len(rep.Rows) != 3 {
 		t.Errorf("%v, %+v", err, rep)
+	}
+	for name, start := range map[string]string{"report.html": "<!DOCTYPE html>", "report.svg": "<svg "} {
+		path := filepath.Join(t.TempDir(), name)
+		if _, err := squire(t, "bench", "--from", testReport, "--report", path); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(path); err != nil || !strings.HasPrefix(string(b), start) {
+			t.Errorf("%s: %v, %.100s", name, err, b)
+		}
 	}
 }
 
