@@ -60,13 +60,18 @@ var ErrFailed = errors.New("measurements failed")
 
 // Run measures. The report is there with an error too, with what was measured until then: when ctx ended, or when
 // some measurements failed, which is ErrFailed. Nothing stays mounted. Without a report nothing could be measured.
+//
+// The process becomes a subreaper (PR_SET_CHILD_SUBREAPER), and has to have no other children meanwhile.
 func Run(ctx context.Context, o Options) (*Report, error) {
 	b, err := newComparison(ctx, o)
 	if err != nil {
 		return nil, err
 	}
 	defer b.close()
-	if err := b.prepare(ctx); err != nil {
+	if err = adoptServers(); err != nil {
+		return nil, err
+	}
+	if err = b.prepare(ctx); err != nil {
 		return nil, err
 	}
 	err = b.measure(ctx)

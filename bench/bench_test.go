@@ -216,7 +216,8 @@ func TestParsePeer(t *testing.T) {
 	if err != nil || p.Name != "new" {
 		t.Fatalf("%+v, %v", p, err)
 	}
-	want := []string{"/opt/x/squashfuse_ll", "-o", "source=/i.sqsh", "/mnt"}
+	p.path = "/found/squashfuse_ll"
+	want := []string{"/found/squashfuse_ll", "-o", "source=/i.sqsh", "/mnt"}
 	if got := p.words("/i.sqsh", "/mnt"); !slices.Equal(got, want) {
 		t.Errorf("words %q, want %q", got, want)
 	}
@@ -244,7 +245,7 @@ func testComparison(t *testing.T, o Options) *comparison {
 func TestFindPeers(t *testing.T) {
 	mine := Peer{Name: "mine", Argv: []string{"sh", "IMAGE", "DIR"}}
 	b := testComparison(t, Options{Peers: []string{"directory"}, Extra: []Peer{mine}, Dir: t.TempDir()})
-	if peers, err := b.findPeers(); err != nil || len(peers) != 2 || peers[0].Name != "directory" || !filepath.IsAbs(peers[1].Argv[0]) {
+	if peers, err := b.findPeers(); err != nil || len(peers) != 2 || peers[0].Name != "directory" || !filepath.IsAbs(peers[1].path) || peers[1].Argv[0] != "sh" {
 		t.Errorf("findPeers(directory, mine) = %v, %v", peers, err)
 	}
 	none := Peer{Name: "none", Argv: []string{"no-such-program", "IMAGE", "DIR"}}
@@ -430,7 +431,7 @@ func TestParseBusy(t *testing.T) {
 		t.Errorf("%v, %v, want %v", got, err, want)
 	}
 	for _, text := range []string{"", "intr 1 2 3 4 5 6 7 8\n", "cpu 1 2 3\n", "cpu a b c d e f g h\n"} {
-		if _, err := parseBusy(text); err == nil {
+		if _, err = parseBusy(text); err == nil {
 			t.Errorf("%q: no error", text)
 		}
 	}
@@ -438,7 +439,8 @@ func TestParseBusy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if after, err := machineBusy(); err != nil || after < before {
+	after, err := machineBusy()
+	if err != nil || after < before {
 		t.Errorf("%v after %v, %v", after, before, err)
 	}
 }

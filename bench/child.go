@@ -240,7 +240,7 @@ func (j *job) pread(path string) (count, error) {
 	}
 	defer unix.Close(fd)
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	if err = unix.Fstat(fd, &st); err != nil {
 		return count{}, fmt.Errorf("stat %s: %w", path, err)
 	}
 	pages := randomPages((st.Size+pageSize-1)/pageSize, j.Operations)
@@ -248,12 +248,9 @@ func (j *job) pread(path string) (count, error) {
 	err = share(len(pages), j.Readers, func() func(int) error {
 		buf := make([]byte, pageSize)
 		return func(i int) error {
-			n, err := preadOnce(fd, buf, pages[i]*pageSize)
-			if err == nil && n == 0 {
-				err = io.ErrUnexpectedEOF
-			}
-			if err != nil {
-				return fmt.Errorf("read %s at %d: %w", path, pages[i]*pageSize, err)
+			n, failed := preadOnce(fd, buf, pages[i]*pageSize)
+			if failed != nil {
+				return fmt.Errorf("read %s at %d: %w", path, pages[i]*pageSize, failed)
 			}
 			total.Add(int64(n))
 			return nil
@@ -262,10 +259,14 @@ func (j *job) pread(path string) (count, error) {
 	return count{Files: 1, Bytes: total.Load(), Operations: int64(len(pages))}, err
 }
 
+// preadOnce reads something: the end of the file is an error.
 func preadOnce(fd int, buf []byte, off int64) (int, error) {
 	for {
 		n, err := unix.Pread(fd, buf, off)
-		if !errors.Is(err, unix.EINTR) {
+		switch {
+		case err == nil && n == 0:
+			return 0, io.ErrUnexpectedEOF
+		case !errors.Is(err, unix.EINTR):
 			return n, err
 		}
 	}

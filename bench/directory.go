@@ -58,7 +58,7 @@ func (b *comparison) unpack(ctx context.Context) error {
 			first = fmt.Errorf("%s: %w", path, err)
 		}
 	}
-	if _, err := extract.Run(ctx, img, b.unpacked, &extract.Options{NoXattrs: true, Problem: problem}); err != nil {
+	if _, err = extract.Run(ctx, img, b.unpacked, &extract.Options{NoXattrs: true, Problem: problem}); err != nil {
 		return err
 	}
 	if first != nil {

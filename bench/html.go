@@ -109,7 +109,7 @@ func (r *Report) htmlTable(w io.Writer, title string, rows []Row, figure func(*R
 	}
 	fmt.Fprintln(w, "</tr>")
 	for i := range rows {
-		fmt.Fprintf(w, "<tr><th>%s</th>", html.EscapeString(rows[i].name()))
+		fmt.Fprintf(w, "<tr><th>%s</th>", html.EscapeString(rows[i].Name()))
 		for j := range rows[i].Results {
 			res := &rows[i].Results[j]
 			text := "–"

@@ -22,9 +22,9 @@ import (
 // mounted is an image on a directory.
 type mounted struct {
 	dir    string
-	prog   string        // that mounted it, and may serve it now; empty: the directory that the image was unpacked into
+	mount  bool          // or else the directory that the image was unpacked into
 	dev    string        // major:minor
-	before []int         // processes that were there before it
+	before []int         // children that were there before it
 	watch  stopwatch     // since the start of the mount command
 	toStat sample        // from there to the first stat
 	limit  time.Duration // for whatever touches it
@@ -36,7 +36,7 @@ func (p Peer) mount(ctx context.Context, image, parent string, limit time.Durati
 	if err != nil {
 		return nil, err
 	}
-	m := &mounted{dir: dir, prog: p.Argv[0], before: processes(), limit: limit}
+	m := &mounted{dir: dir, mount: true, before: children(), limit: limit}
 	if err := m.start(ctx, p.words(image, dir)); err != nil {
 		m.unmount()
 		return nil, err
@@ -65,28 +65,30 @@ func (m *mounted) start(ctx context.Context, argv []string) (err error) {
 	if m.dev, err = deviceOf(m.dir); err != nil {
 		return err
 	}
-	return m.guarded(func() (err error) {
+	return m.guarded(ctx, func() error {
 		var st unix.Stat_t
-		if err := unix.Stat(m.dir, &st); err != nil {
-			return fmt.Errorf("stat %s: %w", m.dir, err)
+		if failed := unix.Stat(m.dir, &st); failed != nil {
+			return fmt.Errorf("stat %s: %w", m.dir, failed)
 		}
 		m.toStat, err = m.watch.stop()
 		return err
 	})
 }
 
-// guarded runs f, which touches the mount, and ends the mount when that takes too long: nothing else frees whoever
-// waits for a FUSE server that is stuck.
-func (m *mounted) guarded(f func() error) error {
+// guarded runs f, which touches the mount, and ends the mount when that takes too long, or when ctx ends: nothing else
+// frees whoever waits for a FUSE server that is stuck.
+func (m *mounted) guarded(ctx context.Context, f func() error) error {
 	watchdog := time.AfterFunc(m.limit, m.abort)
 	defer watchdog.Stop()
+	stop := context.AfterFunc(ctx, m.abort)
+	defer stop()
 	return f()
 }
 
 // unmount unmounts, and waits a while for the server to end, which would otherwise take time from what is measured
 // next.
 func (m *mounted) unmount() {
-	if m.prog == "" {
+	if !m.mount {
 		return
 	}
 	for range 100 {
@@ -101,11 +103,9 @@ func (m *mounted) unmount() {
 	if still, err := isMounted(m.dir); err != nil || still {
 		_ = fusefs.Unmount(m.dir, true) // nothing better is left
 	}
-	for range 100 {
-		if len(m.servers()) == 0 {
-			break
-		}
-		time.Sleep(20 * time.Millisecond)
+	if !m.await() {
+		m.kill()
+		m.await()
 	}
 	_ = os.Remove(m.dir)
 }
@@ -113,7 +113,7 @@ func (m *mounted) unmount() {
 // abort ends the connection to a FUSE server, so that whoever waits for it goes on with an error. Where the file
 // system for that is not mounted, root ends it with a forced unmount, and an ordinary user by ending the server.
 func (m *mounted) abort() {
-	if m.prog == "" {
+	if !m.mount {
 		return
 	}
 	if _, minor, ok := strings.Cut(m.dev, ":"); ok {
@@ -122,9 +122,7 @@ func (m *mounted) abort() {
 		}
 	}
 	_ = unix.Unmount(m.dir, unix.MNT_FORCE)
-	for _, pid := range m.servers() {
-		_ = unix.Kill(pid, unix.SIGKILL)
-	}
+	m.kill()
 }
 
 // deviceOf finds the mount on dir without touching it, and returns its major:minor. An error says that nothing is
@@ -157,31 +155,58 @@ func escapeMount(dir string) string {
 	return strings.NewReplacer(`\`, `\134`, " ", `\040`, "\t", `\011`, "\n", `\012`).Replace(dir)
 }
 
-// processes lists the machine's processes.
-func processes() (pids []int) {
-	paths, _ := filepath.Glob("/proc/[0-9]*")
+// adoptServers makes this process the parent of servers that go into the background: so they can be told from those of
+// others, whatever they are called, and ended if they are stuck.
+func adoptServers() error {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("become a subreaper: %w", err)
+	}
+	return nil
+}
+
+// children lists the processes whose parent this one is.
+func children() (pids []int) {
+	paths, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, path := range paths {
-		if pid, err := strconv.Atoi(filepath.Base(path)); err == nil {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // gone
+		}
+		// proc_pid_stat(5): the parent is the second field behind the name, which may hold anything.
+		fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err == nil && len(fields) > 1 && fields[1] == strconv.Itoa(os.Getpid()) {
 			pids = append(pids, pid)
 		}
 	}
 	return pids
 }
 
-// servers are the processes that came with the mount: those that run the program that mounted, or have the directory
-// in their command line.
+// servers are the children that came with the mount.
 func (m *mounted) servers() []int {
-	return slices.DeleteFunc(processes(), func(pid int) bool {
-		if slices.Contains(m.before, pid) || pid == os.Getpid() {
+	return slices.DeleteFunc(children(), func(pid int) bool { return slices.Contains(m.before, pid) })
+}
+
+// await waits for the servers to end, two seconds at most, and says whether they did. There must be no other children.
+func (m *mounted) await() bool {
+	for range 100 {
+		servers := m.servers()
+		if len(servers) == 0 {
 			return true
 		}
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err != nil || len(text) == 0 { // gone, or a zombie
-			return true
+		for _, pid := range servers {
+			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // takes leave of it if it ended
 		}
-		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-		return exe != m.prog && !bytes.Contains(text, []byte(m.dir))
-	})
+		time.Sleep(20 * time.Millisecond)
+	}
+	return false
+}
+
+// kill ends the servers, and whatever else was started since the mount.
+func (m *mounted) kill() {
+	for _, pid := range m.servers() {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
 }
 
 // RunProgram runs a program to its end, for at most limit, and returns the first 64 KiB that it wrote.

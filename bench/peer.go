@@ -20,6 +20,8 @@ type Peer struct {
 	Argv []string
 	// rootOnly says that an ordinary user cannot mount so.
 	rootOnly bool
+	// path is where the program of Argv was found.
+	path string
 }
 
 const (
@@ -33,11 +35,11 @@ const (
 
 // knownPeers are those that need no description.
 var knownPeers = []Peer{
-	{KernelPeer, []string{"mount", "-t", "squashfs", "-o", "loop,ro", "IMAGE", "DIR"}, true},
-	{"squashfuse", []string{"squashfuse", "IMAGE", "DIR"}, false},
-	{"squashfuse_ll", []string{"squashfuse_ll", "IMAGE", "DIR"}, false},
-	{squirePeer, []string{"squire", "mount", "IMAGE", "DIR"}, false},
-	{directoryPeer, nil, false},
+	{KernelPeer, []string{"mount", "-t", "squashfs", "-o", "loop,ro", "IMAGE", "DIR"}, true, "mount"},
+	{"squashfuse", []string{"squashfuse", "IMAGE", "DIR"}, false, ""},
+	{"squashfuse_ll", []string{"squashfuse_ll", "IMAGE", "DIR"}, false, ""},
+	{squirePeer, []string{"squire", "mount", "IMAGE", "DIR"}, false, ""},
+	{directoryPeer, nil, false, ""},
 }
 
 // PeerNames are the names of the peers that need no description.
@@ -67,6 +69,7 @@ func ParsePeer(text string) (Peer, error) {
 // words are the command for an image and a directory.
 func (p Peer) words(image, dir string) []string {
 	argv := slices.Clone(p.Argv)
+	argv[0] = p.path
 	r := strings.NewReplacer("IMAGE", image, "DIR", dir)
 	for i, word := range argv[1:] {
 		argv[i+1] = r.Replace(word)
@@ -96,10 +99,10 @@ func (b *comparison) findPeers() ([]Peer, error) {
 		if len(b.Peers) > 0 && !wanted {
 			continue
 		}
-		p, err := b.usable(p)
+		found, err := b.usable(p)
 		switch {
 		case err == nil:
-			peers = append(peers, p)
+			peers = append(peers, found)
 		case wanted || p.Name == squirePeer && !errors.Is(err, errNoFusermount):
 			return nil, fmt.Errorf("peer %s: %w", p.Name, err)
 		default:
@@ -119,18 +122,18 @@ func (b *comparison) usable(p Peer) (Peer, error) {
 	if len(p.Argv) == 0 {
 		return p, b.roomToUnpack()
 	}
-	p.Argv = slices.Clone(p.Argv)
+	program := p.Argv[0]
 	if p.Name == squirePeer {
-		p.Argv[0] = b.Squire
+		program = b.Squire
 	}
 	if p.rootOnly && ordinary {
 		return p, errors.New("only root mounts so")
 	}
-	path, err := exec.LookPath(p.Argv[0])
+	path, err := exec.LookPath(program)
 	if err != nil {
 		return p, err
 	}
-	if p.Argv[0], err = filepath.Abs(path); err != nil {
+	if p.path, err = filepath.Abs(path); err != nil {
 		return p, err
 	}
 	if _, err := exec.LookPath("fusermount3"); err != nil && ordinary {
@@ -151,7 +154,7 @@ func (p Peer) version(ctx context.Context) string {
 	if p.Name == squirePeer {
 		arg = "version"
 	}
-	out, _ := runProgram(ctx, 5*time.Second, nil, p.Argv[0], arg)
+	out, _ := runProgram(ctx, 5*time.Second, nil, p.path, arg)
 	line, _, _ := strings.Cut(string(out), "\n")
 	line, _, _ = strings.Cut(line, " (c)")
 	if !strings.ContainsAny(line, "0123456789") || len(line) > 80 {

@@ -139,7 +139,7 @@ func (c *barChart) add(row *Row, without string, of func(*Result) spread) {
 		}
 	}
 	if len(c.bars) > n {
-		c.rows = append(c.rows, row.name())
+		c.rows = append(c.rows, row.Name())
 	}
 }
 

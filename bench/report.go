@@ -64,8 +64,8 @@ type Row struct {
 	Results    []Result `json:"results"`
 }
 
-// name is the row's name in a table.
-func (r *Row) name() string { return row{r.Workload, r.Cache}.name() }
+// Name is the row's name in a table.
+func (r *Row) Name() string { return row{r.Workload, r.Cache}.name() }
 
 // Result is a row with one peer.
 type Result struct {
@@ -199,11 +199,11 @@ func (r *Report) check() error {
 	}
 	for _, row := range rows {
 		if len(row.Results) != len(r.Peers) {
-			return fmt.Errorf("report with %d results for %d peers in %q", len(row.Results), len(r.Peers), row.name())
+			return fmt.Errorf("report with %d results for %d peers in %q", len(row.Results), len(r.Peers), row.Name())
 		}
 		for i, res := range row.Results {
 			if res.Peer != r.Peers[i].Name {
-				return fmt.Errorf("report with a result of %q where that of %q is wanted in %q", res.Peer, r.Peers[i].Name, row.name())
+				return fmt.Errorf("report with a result of %q where that of %q is wanted in %q", res.Peer, r.Peers[i].Name, row.Name())
 			}
 		}
 	}

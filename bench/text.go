@@ -68,7 +68,7 @@ func (r *Report) readers() (rows []Row) {
 func (r *Report) table(w io.Writer, title string, rows []Row, figure func(*Result) string, ratio func(*Result) float64) {
 	r.columns(w, title, ratio != nil)
 	for i := range rows {
-		fmt.Fprint(w, rows[i].name())
+		fmt.Fprint(w, rows[i].Name())
 		for j := range rows[i].Results {
 			res := &rows[i].Results[j]
 			switch {

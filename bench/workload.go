@@ -130,18 +130,18 @@ func plural(n int, thing string) string {
 func firstStat(_ context.Context, m *mounted) (sample, count, error) { return m.toStat, count{}, nil }
 
 // firstByte goes on from there to the first byte of a file.
-func (b *comparison) firstByte(_ context.Context, m *mounted) (s sample, n count, err error) {
-	err = m.guarded(func() error {
-		fd, err := openFile(filepath.Join(m.dir, b.image.file))
-		if err != nil {
-			return err
+func (b *comparison) firstByte(ctx context.Context, m *mounted) (s sample, n count, err error) {
+	err = m.guarded(ctx, func() error {
+		fd, failed := openFile(filepath.Join(m.dir, b.image.file))
+		if failed != nil {
+			return failed
 		}
 		defer unix.Close(fd)
-		if _, err := unix.Read(fd, make([]byte, 1)); err != nil {
-			return fmt.Errorf("read %s: %w", b.image.file, err)
+		if _, failed = preadOnce(fd, make([]byte, 1), 0); failed != nil {
+			return fmt.Errorf("read %s: %w", b.image.file, failed)
 		}
-		s, err = m.watch.stop()
-		return err
+		s, failed = m.watch.stop()
+		return failed
 	})
 	return s, n, err
 }
@@ -150,23 +150,22 @@ func (b *comparison) firstByte(_ context.Context, m *mounted) (s sample, n count
 // time is that from the first start to the last end.
 func (b *comparison) inRoot(tasks int) func(context.Context, *mounted) (sample, count, error) {
 	return func(ctx context.Context, m *mounted) (s sample, n count, err error) {
-		err = m.guarded(func() error {
-			watch, err := startWatch()
-			if err != nil {
-				return err
-			}
-			errs := make([]error, tasks)
+		watch, err := startWatch()
+		if err != nil {
+			return s, n, err
+		}
+		errs := make([]error, tasks)
+		err = m.guarded(ctx, func() error {
 			var wg sync.WaitGroup
 			for i := range tasks {
 				wg.Go(func() { errs[i] = b.runPython(ctx, m) })
 			}
 			wg.Wait()
-			if err := errors.Join(errs...); err != nil {
-				return err
-			}
-			s, err = watch.stop()
-			return err
+			return errors.Join(errs...)
 		})
+		if err == nil {
+			s, err = watch.stop()
+		}
 		return s, n, err
 	}
 }
@@ -202,7 +201,7 @@ func (b *comparison) tryPython(ctx context.Context) error {
 		return fmt.Errorf("%s: %w", b.peers[0].Name, err)
 	}
 	defer m.unmount()
-	if err := m.guarded(func() error { return b.runPython(ctx, m) }); err != nil {
+	if err = m.guarded(ctx, func() error { return b.runPython(ctx, m) }); err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -226,7 +225,7 @@ func (b *comparison) inChild(j job) func(context.Context, *mounted) (sample, cou
 			return s, n, err
 		}
 		var out []byte
-		err = m.guarded(func() error {
+		err = m.guarded(ctx, func() error {
 			out, err = runAs(ctx, m.limit, nil, "/proc/self/exe", ChildName, string(order))
 			return err
 		})
@@ -234,7 +233,7 @@ func (b *comparison) inChild(j job) func(context.Context, *mounted) (sample, cou
 			return s, n, fmt.Errorf("%w: %s", err, bytes.TrimSpace(out))
 		}
 		var r childResult
-		if err := json.Unmarshal(out, &r); err != nil {
+		if err = json.Unmarshal(out, &r); err != nil {
 			return s, n, fmt.Errorf("result %q: %w", out, err)
 		}
 		return sample{r.Wall, r.CPU}, r.count, nil

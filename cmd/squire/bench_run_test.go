@@ -25,6 +25,7 @@ func TestBench(t *testing.T) {
 			who.cred = nil
 		}
 		t.Run(who.name, func(t *testing.T) { testBench(t, l, who) })
+		t.Run("stuck/"+who.name, func(t *testing.T) { testBenchStuck(t, l, who) })
 		t.Run("interrupted/"+who.name, func(t *testing.T) { testBenchInterrupted(t, l, who) })
 	}
 }
@@ -107,8 +108,11 @@ func testBench(t *testing.T, l *lab, who user) {
 	}
 	for _, row := range rep.Rows {
 		for _, res := range row.Results {
-			mounts := row.Cache == ""
-			if n := len(res.Wall.Samples); n != 1 && !(mounts && res.Peer == "directory") || len(res.CPU.Samples) != n {
+			want := 1
+			if row.Cache == "" && res.Peer == "directory" { // no mount
+				want = 0
+			}
+			if len(res.Wall.Samples) != want || len(res.CPU.Samples) != want {
 				t.Errorf("%s, %s: %+v", row.Workload, res.Peer, res)
 			}
 		}
@@ -122,6 +126,27 @@ func testBench(t *testing.T, l *lab, who user) {
 		t.Errorf("picture: %v, %.300s", err, text)
 	}
 	os.Remove(picture)
+	nothingLeft(t, l, dir)
+}
+
+// testBenchStuck has a peer whose server never answers: it fails, and goes away.
+func testBenchStuck(t *testing.T, l *lab, who user) {
+	dir := l.mkdir(t, who)
+	script := l.file(t, "stuck", []byte(`#!/bin/sh
+"$1" mount "$2" "$3" || exit
+for p in /proc/[0-9]*; do
+	[ "$(tr -d '\0' <"$p/cmdline" 2>/dev/null)" = squire-serve ] && [ "$p/exe" -ef "$1" ] && kill -STOP "${p#/proc/}"
+done
+exit 0
+`))
+	if err := os.Chmod(script, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r := l.run(t, who, l.squire, "bench", "--rounds", "1", "--limit", "1s", "--dir", dir, "--workloads", "walk", "--peers", "squire",
+		"--peer", "stuck="+script+" "+l.squire+" IMAGE DIR", l.images["tiny"])
+	if r.status != 1 || !strings.Contains(r.stdout, "FAILED stuck, round 1, walk with stat") || strings.Contains(r.stdout, "FAILED squire") {
+		t.Errorf("status %d, %s%s", r.status, r.stdout, r.stderr)
+	}
 	nothingLeft(t, l, dir)
 }
 
@@ -163,7 +188,5 @@ func nothingLeft(t *testing.T, l *lab, dir string) {
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("left in its directory: %v, %v", left, err)
 	}
-	if left := l.mounts(); len(left) > 0 {
-		t.Errorf("left mounts: %v", left)
-	}
+	l.wantNothingLeft(t)
 }
