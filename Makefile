@@ -27,7 +27,7 @@ GOLANGCI_VERSION = v2.15.0
 GOLANGCI = .tools/golangci-lint-$(GOLANGCI_VERSION)
 
 .DEFAULT_GOAL = build
-.PHONY: build check fmt vet arrows lint shellcheck test test-short test-race test-all test-corpus corpus fuzz bench bench-codec bench-metadata bench-inodes demo deps rootfs install clean help
+.PHONY: build check fmt vet arrows lint shellcheck test test-short test-race test-all test-corpus corpus fuzz bench bench-codec bench-metadata bench-inodes bench-release demo deps rootfs install clean help
 
 build: ## build bin/squire, static
 	$(GOBUILD) -o bin/squire ./cmd/squire
@@ -78,6 +78,12 @@ fuzz: ## run every fuzz target for FUZZTIME (30s)
 
 bench: deps rootfs build ## compare with the kernel's squashfs and squashfuse: IMAGE=…, BENCHFLAGS='--rounds 3'
 	@bin/squire bench $(BENCHFLAGS) --image $(IMAGE)
+
+# Run by name and beside the image, as the command line becomes part of the file.
+bench-release: deps rootfs build ## measure this version, for bench/results
+	cd "$(dir $(IMAGE))" && PATH="$(CURDIR)/bin:$$PATH" squire bench --rounds 7 $(BENCHFLAGS) --json - --image "$(notdir $(IMAGE))" >"$(CURDIR)/bench/results/$(VERSION).json"
+	@go run ./bench/parts results bench/results/*.json >bench/results/results.tsv
+	bin/squire bench --from "bench/results/$(VERSION).json"
 
 # The images stay in SQUIRE_TESTDIR; what is not installed is named and left out.
 bench-codec: ## compare the decoders with C libraries: BENCHFLAGS='-only lzo -rounds 9'

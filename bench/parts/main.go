@@ -19,6 +19,7 @@ var commands = map[string]func(ctx context.Context, args []string) error{
 	"codec":    codec,
 	"metadata": metadata,
 	"inodes":   inodes,
+	"results":  results,
 }
 
 func main() {
