@@ -29,7 +29,7 @@ type Options struct {
 	Workloads []string      // words; a workload whose name has one of them is run; empty: all
 	Python    string        // what the image's python3 runs; empty: DefaultPython
 	File      string        // path in the image of the file for reads of one file; empty: the largest
-	Readers   []int         // how many processes' worth of readers read everything; empty: DefaultReaders
+	Readers   []int         // numbers of readers that read everything; empty: DefaultReaders
 	Dir       string        // where to mount, and to unpack for peer "directory"; empty: the directory for temporary files
 	Scaling   bool          // measure curves over the number of readers instead of the table of workloads
 

@@ -465,3 +465,24 @@ func TestProgramTimeLimit(t *testing.T) {
 		t.Errorf("output %q, error %v", out, err)
 	}
 }
+
+// What does not mount here is left out, unless it was asked for.
+func TestTryPeers(t *testing.T) {
+	bad := func(name string) Peer {
+		return Peer{Name: name, Argv: []string{"false", "IMAGE", "DIR"}, path: "/bin/false"}
+	}
+	b := testComparison(t, Options{Extra: []Peer{bad("mine")}})
+	b.dir = t.TempDir()
+	b.Image = filepath.Join(b.dir, "image")
+	if err := os.WriteFile(b.Image, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	b.peers = []Peer{bad("squashfuse"), bad("mine"), {Name: directoryPeer}}
+	if err := b.tryPeers(t.Context()); err != nil || len(b.peers) != 2 || b.peers[0].Name != "mine" || len(b.leftOut) != 1 {
+		t.Errorf("%v, %v, left out %q", err, b.peers, b.leftOut)
+	}
+	b.peers = []Peer{bad("squashfuse"), {Name: directoryPeer}}
+	if err := b.tryPeers(t.Context()); err == nil {
+		t.Error("no mount is left: no error")
+	}
+}

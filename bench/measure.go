@@ -52,9 +52,12 @@ func (b *comparison) close() {
 	_ = os.RemoveAll(b.dir)
 }
 
-// prepare does what is done once: it unpacks the image, and makes the lists of files.
+// prepare does what is done once: it tries what may not work here, unpacks the image, and makes the lists of files.
 func (b *comparison) prepare(ctx context.Context) error {
 	if err := b.writeLists(); err != nil {
+		return err
+	}
+	if err := b.tryPeers(ctx); err != nil {
 		return err
 	}
 	if slices.ContainsFunc(b.peers, func(p Peer) bool { return p.Name == directoryPeer }) {

@@ -94,8 +94,8 @@ func (b *comparison) findPeers() ([]Peer, error) {
 		}
 	}
 	var peers []Peer
-	for i, p := range all {
-		wanted := slices.Contains(b.Peers, p.Name) || i >= len(knownPeers)
+	for _, p := range all {
+		wanted := b.wanted(p)
 		if len(b.Peers) > 0 && !wanted {
 			continue
 		}
@@ -110,10 +110,42 @@ func (b *comparison) findPeers() ([]Peer, error) {
 		}
 	}
 	if len(peers) == 0 {
-		return nil, errors.New("there is no peer to measure")
+		return nil, errNoPeer
 	}
 	return peers, nil
 }
+
+// wanted says that a peer was asked for: that it cannot be measured is a failure.
+func (b *comparison) wanted(p Peer) bool {
+	return slices.Contains(b.Peers, p.Name) || slices.ContainsFunc(b.Extra, func(e Peer) bool { return e.Name == p.Name })
+}
+
+// tryPeers leaves out peers that do not mount here, unless they were asked for: root in a container may have no loop
+// devices, and fusermount3 refuses users without an account.
+func (b *comparison) tryPeers(ctx context.Context) error {
+	b.peers = slices.DeleteFunc(b.peers, func(p Peer) bool {
+		if len(p.Argv) == 0 || b.wanted(p) || ctx.Err() != nil {
+			return false
+		}
+		m, err := b.open(ctx, p)
+		if err != nil {
+			b.leaveOut(p.Name, err)
+			return true
+		}
+		m.unmount()
+		return false
+	})
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	// The directory by itself says nothing of mounts.
+	if !slices.ContainsFunc(b.peers, func(p Peer) bool { return len(p.Argv) > 0 || b.wanted(p) }) {
+		return errNoPeer
+	}
+	return nil
+}
+
+var errNoPeer = errors.New("there is no peer to measure")
 
 var errNoFusermount = errors.New("an ordinary user mounts with fusermount3, which is not installed (package fuse3)")
 

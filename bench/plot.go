@@ -81,6 +81,9 @@ func (r *Report) plots() ([]plot, error) {
 	}
 	for i := range r.Curves {
 		for _, v := range r.Curves[i].views() {
+			if _, present := r.extent(&r.Curves[i], v); len(present) == 0 {
+				continue
+			}
 			p, err := r.drawCurve(&r.Curves[i], v)
 			if err != nil {
 				return nil, fmt.Errorf("plot %q: %w", v.name, err)

@@ -107,8 +107,10 @@ func (m *Measure) over(middle, reference float64) {
 }
 
 const (
-	// leastCPU is the CPU time of a row in all rounds, in seconds, that is worth a ratio.
+	// leastCPU is the CPU time of a row in all rounds, in seconds, that is worth a ratio: ten steps of the kernel's clock.
 	leastCPU = 0.1
+	// leastCPUShown is the CPU time of a point in all rounds, in seconds, that is worth a place on a curve.
+	leastCPUShown = 0.03
 	// leastBytes is what a row must read to be worth a figure for each GiB.
 	leastBytes = 16 << 20
 )

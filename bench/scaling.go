@@ -64,7 +64,7 @@ func (r *Report) addPoint(operation string, x int, line Row) {
 // view is a way to look at a curve.
 type view struct {
 	name string
-	// of takes what is shown from a measure; typical is whether lower is better, which the title says.
+	// of takes what is shown from a measure.
 	of func(p *Point, m spread) spread
 	// cpu says that the measure is CPU time, and not wall time.
 	cpu bool
@@ -94,13 +94,13 @@ func (c *Curve) views() []view {
 	}
 }
 
-// value is what a view shows of a peer at a point.
+// value is what a view shows of a peer at a point, if there is enough to be shown.
 func (v *view) value(p *Point, res *Result) (spread, bool) {
 	m := spread{res.Wall.Median, res.Wall.Min, res.Wall.Max}
 	if v.cpu {
 		m = spread{res.CPU.Mean, res.CPU.Min, res.CPU.Max}
 	}
-	if len(res.Wall.Samples) == 0 || p.Operations == 0 {
+	if len(res.Wall.Samples) == 0 || p.Operations == 0 || v.cpu && sum(res.CPU.Samples) < leastCPUShown {
 		return spread{}, false
 	}
 	return v.of(p, m), true
