@@ -1,9 +1,7 @@
 package runtime
 
 import (
-	"bytes"
 	"encoding/binary"
-	"encoding/gob"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +16,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/internal/wire"
 )
 
 // InitName is argv[0] of the init stage. A program that uses a [Runner] must call
@@ -34,6 +34,35 @@ type order struct {
 	Group int
 	// Files is how many descriptors are for the MountFunc. More are only held.
 	Files int
+}
+
+// Fields makes it a wire.Message.
+func (o *order) Fields(c *wire.Coder) {
+	s := &o.Spec
+	wire.String(c, &s.Image)
+	wire.String(c, &s.Dir)
+	c.Strings(&s.Command)
+	wire.String(c, &s.Workdir)
+	wire.Slice(c, &s.Mounts, func(c *wire.Coder, m *Mount) {
+		wire.String(c, &m.Source)
+		wire.String(c, &m.Target)
+		c.Strings(&m.Flags)
+	})
+	c.Bool(&s.Writable)
+	wire.String(c, &s.Upper)
+	c.Bool(&s.RemapRoot)
+	c.Strings(&s.Environ)
+	c.Strings(&s.KeepEnv)
+	c.Strings(&s.SetEnv)
+	wire.Slice(c, &o.Ops, func(c *wire.Coder, op *Op) {
+		wire.String(c, &op.Do)
+		wire.String(c, &op.Source)
+		wire.String(c, &op.Target)
+		c.Strings(&op.Flags)
+		c.Strings(&op.Args)
+	})
+	wire.Int(c, &o.Group)
+	wire.Int(c, &o.Files)
 }
 
 // maxOrder bounds the order's size. Arguments and environment of a command are
@@ -312,22 +341,16 @@ func OneLine(err error) string {
 	}, err.Error())
 }
 
-// Messages are in gob's form behind a length of four bytes. JSON would not do:
-// arguments, variables and paths need not be UTF-8.
-
-func writeMessage(w io.Writer, v any) error {
-	var b bytes.Buffer
-	if err := gob.NewEncoder(&b).Encode(v); err != nil {
-		return err
+func writeMessage(w io.Writer, m wire.Message) error {
+	b := wire.Encode(m)
+	if len(b) > maxOrder {
+		return fmt.Errorf("command and environment of %d bytes are too large", len(b))
 	}
-	if b.Len() > maxOrder {
-		return fmt.Errorf("command and environment of %d bytes are too large", b.Len())
-	}
-	_, err := w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(b.Len())), b.Bytes()...))
+	_, err := w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...))
 	return err
 }
 
-func readMessage(r io.Reader, v any) error {
+func readMessage(r io.Reader, m wire.Message) error {
 	var n [4]byte
 	if _, err := io.ReadFull(r, n[:]); err != nil {
 		return err
@@ -340,5 +363,5 @@ func readMessage(r io.Reader, v any) error {
 	if _, err := io.ReadFull(r, b); err != nil {
 		return err
 	}
-	return gob.NewDecoder(bytes.NewReader(b)).Decode(v)
+	return wire.Decode(b, m)
 }

@@ -43,11 +43,11 @@ func TestMain(m *testing.M) {
 
 func testRunner() int {
 	unix.Umask(0o077)
-	var s Spec
-	if err := readMessage(hex.NewDecoder(strings.NewReader(os.Getenv(specEnv))), &s); err != nil {
+	var o order
+	if err := readMessage(hex.NewDecoder(strings.NewReader(os.Getenv(specEnv))), &o); err != nil {
 		return fail(ExitFailed, err)
 	}
-	h := Probe()
+	s, h := o.Spec, Probe()
 	ops, err := Plan(&s, h)
 	if err != nil {
 		return fail(ExitFailed, err)
@@ -164,7 +164,7 @@ func makeRoot(t *testing.T, w who, busybox string) string {
 func runner(t *testing.T, w who, s Spec) *exec.Cmd {
 	t.Helper()
 	var b bytes.Buffer
-	if err := writeMessage(hex.NewEncoder(&b), &s); err != nil {
+	if err := writeMessage(hex.NewEncoder(&b), &order{Spec: s}); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("/proc/self/exe")

@@ -1,6 +1,6 @@
 #!/bin/sh
-# arrows.sh - check which package imports which: sqfs <- cache <- fusefs, runtime by itself, cmd and bench above all.
-# Flags are read in cmd and bench/parts only, and nothing logs but through log/slog. Tests may make hostile images. Needs
+# arrows.sh - check which package imports which: sqfs <- cache <- fusefs, runtime by itself, cmd and bench above all,
+# internal below all. Flags are read in cmd and bench/parts only, and nothing logs but through log/slog. Tests may make hostile images. Needs
 # nothing but Go.
 set -eu
 
@@ -17,8 +17,9 @@ done | sort -u | awk -v module="$module/" '
 		may["sqfs"] = " sqfs "
 		may["cache"] = " cache sqfs "
 		may["fusefs"] = " fusefs cache sqfs "
-		may["runtime"] = " runtime "
-		may["bench"] = may["cmd"] = " bench cmd fusefs cache sqfs runtime "
+		may["internal"] = " "
+		may["runtime"] = " runtime internal "
+		may["bench"] = may["cmd"] = " bench cmd fusefs cache sqfs runtime internal "
 	}
 	function top(path) { path = substr(path, length(module) + 1); sub(/\/.*/, "", path); return path }
 	function refuse(why) { print $1 " imports " $2 ": " why; bad = 1 }

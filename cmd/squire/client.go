@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/squirefs/squire/internal/wire"
 	"github.com/squirefs/squire/runtime"
 )
 
@@ -65,7 +65,7 @@ func forkServer(socket *os.File, background bool) (pid int, err error) {
 // open hands the opened image to the server and waits until it has understood
 // it.
 func (s *server) open(image *os.File, cfg serverConfig) error {
-	if err := sendMessage(s.conn, cfg, image); err != nil {
+	if err := sendMessage(s.conn, &cfg, image); err != nil {
 		return fmt.Errorf("talk to the image server: %w", err)
 	}
 	var hello serverHello
@@ -134,11 +134,8 @@ func (s *server) close() (ws unix.WaitStatus) {
 	}
 }
 
-func sendMessage(conn *os.File, v any, file *os.File) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
+func sendMessage(conn *os.File, m wire.Message, file *os.File) error {
+	b := wire.Encode(m)
 	var rights []byte
 	if file != nil {
 		rights = unix.UnixRights(int(file.Fd()))
@@ -151,9 +148,9 @@ func sendMessage(conn *os.File, v any, file *os.File) error {
 	}
 }
 
-// recvMessage reads one message into v and returns the file that came with
+// recvMessage reads one message into m and returns the file that came with
 // it, if any. The end of the connection is io.EOF.
-func recvMessage(conn *os.File, v any) (*os.File, error) {
+func recvMessage(conn *os.File, m wire.Message) (*os.File, error) {
 	b, oob := make([]byte, maxServerMessage), make([]byte, unix.CmsgSpace(4))
 	var n, oobn, flags int
 	var err error
@@ -173,7 +170,7 @@ func recvMessage(conn *os.File, v any) (*os.File, error) {
 	case flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0:
 		err = errors.New("message too long")
 	default:
-		err = json.Unmarshal(b[:n], v)
+		err = wire.Decode(b[:n], m)
 	}
 	if err != nil && file != nil {
 		file.Close()

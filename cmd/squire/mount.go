@@ -188,7 +188,7 @@ func (s *server) mount(dir string, mo fusefs.MountOptions) error {
 	if err != nil {
 		return err
 	}
-	err = sendMessage(s.conn, struct{}{}, device)
+	err = sendMessage(s.conn, new(serverDevice), device)
 	device.Close()
 	if err == nil {
 		_, err = s.state()

@@ -295,5 +295,5 @@ func mountImage(image, dir string, files []*os.File) error {
 		return err
 	}
 	defer device.Close()
-	return sendMessage(server, struct{}{}, device)
+	return sendMessage(server, new(serverDevice), device)
 }

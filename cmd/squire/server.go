@@ -14,6 +14,7 @@ import (
 
 	"github.com/squirefs/squire/cache"
 	"github.com/squirefs/squire/fusefs"
+	"github.com/squirefs/squire/internal/wire"
 	"github.com/squirefs/squire/runtime"
 )
 
@@ -23,7 +24,7 @@ import (
 // nobody first. It ends by itself when its mount is gone, or when its clients
 // end before there was one.
 //
-// It talks over a SOCK_SEQPACKET socket, one JSON document per message:
+// It talks over a SOCK_SEQPACKET socket, one message of package wire at a time:
 //
 //	client -> server  serverConfig, with the image's descriptor
 //	server -> client  serverHello
@@ -48,19 +49,58 @@ type serverConfig struct {
 	Steadfast bool
 }
 
+// Fields makes it a wire.Message.
+func (s *serverConfig) Fields(c *wire.Coder) {
+	wire.String(c, &s.Image)
+	wire.Int(c, &s.Offset)
+	wire.Int(c, &s.Cache)
+	owned := s.Owner != nil
+	if c.Bool(&owned); owned {
+		if s.Owner == nil {
+			s.Owner = new(fusefs.Owner)
+		}
+		wire.Int(c, &s.Owner.UID)
+		wire.Int(c, &s.Owner.GID)
+	}
+	c.Bool(&s.Restrict)
+	c.Bool(&s.Steadfast)
+}
+
 type serverHello struct {
-	Error string `json:",omitempty"`
-	Size  int64  // bytes of the image
+	Error string
+	Size  int64 // bytes of the image
+}
+
+// Fields makes it a wire.Message.
+func (s *serverHello) Fields(c *wire.Coder) {
+	wire.String(c, &s.Error)
+	wire.Int(c, &s.Size)
 }
 
 type serverState struct {
-	Serving bool   // the mount answers, or did
-	Ended   bool   // the mount is gone
-	Error   string `json:",omitempty"`
+	Serving bool // the mount answers, or did
+	Ended   bool // the mount is gone
+	Error   string
 	// Read is the number of bytes read from the image so far.
 	Read     int64
 	Requests uint64
 }
+
+// Fields makes it a wire.Message.
+func (s *serverState) Fields(c *wire.Coder) {
+	c.Bool(&s.Serving)
+	c.Bool(&s.Ended)
+	wire.String(c, &s.Error)
+	wire.Int(c, &s.Read)
+	wire.Int(c, &s.Requests)
+}
+
+// serverDevice goes with the mounted device. The end of the connection has no
+// bytes, so it has one.
+type serverDevice struct{ mark int }
+
+// Fields makes it a wire.Message.
+func (s *serverDevice) Fields(c *wire.Coder) { wire.Int(c, &s.mark) }
 
 const maxServerMessage = 64 << 10
 
@@ -94,13 +134,13 @@ func serveImage(conn *os.File) error {
 	reader := &countingReader{r: file}
 	fs, size, err := openServed(reader, file, &cfg)
 	if err != nil {
-		_ = sendMessage(conn, serverHello{Error: err.Error()}, nil)
+		_ = sendMessage(conn, &serverHello{Error: err.Error()}, nil)
 		return err
 	}
-	if err = sendMessage(conn, serverHello{Size: size}, nil); err != nil {
+	if err = sendMessage(conn, &serverHello{Size: size}, nil); err != nil {
 		return err
 	}
-	device, err := recvMessage(conn, &struct{}{})
+	device, err := recvMessage(conn, new(serverDevice))
 	if err != nil {
 		return err
 	}
@@ -108,13 +148,13 @@ func serveImage(conn *os.File) error {
 		return errors.New("no device came with the second message")
 	}
 	err = fs.Serve(device, func() {
-		_ = sendMessage(conn, serverState{Serving: true, Read: reader.n.Load()}, nil)
+		_ = sendMessage(conn, &serverState{Serving: true, Read: reader.n.Load()}, nil)
 	})
 	end := serverState{Serving: true, Ended: true, Read: reader.n.Load(), Requests: requests(fs.Stats())}
 	if err != nil {
 		end.Error = err.Error()
 	}
-	_ = sendMessage(conn, end, nil)
+	_ = sendMessage(conn, &end, nil)
 	return err
 }
 
