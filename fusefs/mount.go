@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -33,13 +34,37 @@ const (
 	fallback = "squire"
 )
 
-// Mount opens /dev/fuse and mounts it on dir with mount(2). It needs CAP_SYS_ADMIN over the mount namespace, as root
-// has, or who made a user and a mount namespace. The caller passes the returned device to FS.Serve, in this process or
-// preferably in another; until then, whoever looks at dir waits.
+// Mount opens /dev/fuse and mounts it on dir. The caller passes the returned device to FS.Serve, in this process or
+// preferably in another; until then, whoever looks at dir waits. See Prepare.
+func Mount(dir string, o MountOptions) (*os.File, error) {
+	m, err := Prepare(dir, o)
+	if err != nil {
+		return nil, err
+	}
+	defer m.Close()
+	if err := m.Attach(); err != nil {
+		m.Device.Close()
+		return nil, err
+	}
+	return m.Device, nil
+}
+
+// Prepared is a mount that nobody can see yet.
+type Prepared struct {
+	// Device is for FS.Serve. It is not closed by Close.
+	Device *os.File
+
+	dir   string
+	mount int // descriptor
+}
+
+// Prepare opens /dev/fuse and makes a mount of it that is nowhere until Attach puts it on dir. The device can be served
+// before that, so that an image that turns out to be bad was never mounted, and nobody ever waits for a server to
+// start. It needs CAP_SYS_ADMIN over the mount namespace, as root has, or who made a user and a mount namespace.
 //
 // The superblock is read-only, not only the mount: otherwise the kernel forgets attributes after each read, as the
 // access time may have changed (fs/fuse/dir.c: fuse_invalidate_atime), and asks again.
-func Mount(dir string, o MountOptions) (*os.File, error) {
+func Prepare(dir string, o MountOptions) (*Prepared, error) {
 	if err := checkDir(dir); err != nil {
 		return nil, err
 	}
@@ -48,13 +73,49 @@ func Mount(dir string, o MountOptions) (*os.File, error) {
 	if err != nil {
 		return nil, openError(err)
 	}
-	dev := os.NewFile(uintptr(fd), device)
-	if err := unix.Mount(o.source(), dir, "fuse."+fsType, o.flags(), o.data(fd)); err != nil {
-		dev.Close()
+	mount, err := o.newMount(fd)
+	if err != nil {
+		unix.Close(fd)
 		return nil, mountError(dir, err)
 	}
-	return dev, nil
+	return &Prepared{os.NewFile(uintptr(fd), device), dir, mount}, nil
 }
+
+// newMount returns the descriptor of a mount without a place.
+func (o *MountOptions) newMount(device int) (int, error) {
+	fs, err := unix.Fsopen("fuse", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(fs)
+	for _, option := range o.options(device) {
+		if option.value == "" {
+			err = unix.FsconfigSetFlag(fs, option.key)
+		} else {
+			err = unix.FsconfigSetString(fs, option.key, option.value)
+		}
+		if err != nil {
+			return -1, err
+		}
+	}
+	if err = unix.FsconfigCreate(fs); err != nil {
+		return -1, err
+	}
+	return unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, o.attributes())
+}
+
+// Attach puts the mount on its directory.
+func (m *Prepared) Attach() error {
+	// As mount(2) does, it follows links and triggers automounts.
+	const flags = unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_SYMLINKS | unix.MOVE_MOUNT_T_AUTOMOUNTS
+	if err := unix.MoveMount(m.mount, "", unix.AT_FDCWD, m.dir, flags); err != nil {
+		return mountError(m.dir, err)
+	}
+	return nil
+}
+
+// Close ends a mount that was not attached, and leaves an attached one alone.
+func (m *Prepared) Close() { _ = unix.Close(m.mount) }
 
 func checkDir(dir string) error {
 	st, err := os.Stat(dir)
@@ -78,22 +139,26 @@ func (o *MountOptions) source() string {
 	return o.Source
 }
 
-func (o *MountOptions) flags() uintptr {
-	flags := uintptr(unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV)
+// attributes returns those of the mount, for fsmount(2).
+func (o *MountOptions) attributes() int {
+	attrs := unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
 	if o.Suid {
-		flags &^= unix.MS_NOSUID
+		attrs &^= unix.MOUNT_ATTR_NOSUID
 	}
 	if o.Dev {
-		flags &^= unix.MS_NODEV
+		attrs &^= unix.MOUNT_ATTR_NODEV
 	}
 	if o.NoExec {
-		flags |= unix.MS_NOEXEC
+		attrs |= unix.MOUNT_ATTR_NOEXEC
 	}
-	return flags
+	return attrs
 }
 
-// data returns the options of the file system for mount(2), see Documentation/filesystems/fuse.rst.
-func (o *MountOptions) data(fd int) string {
+// maxOption is the length of the longest value that fsconfig(2) takes (fs/fsopen.c: 256 with the final zero).
+const maxOption = 255
+
+// options returns those of the file system, see Documentation/filesystems/fuse.rst. Those without a value are flags.
+func (o *MountOptions) options(device int) []struct{ key, value string } {
 	uid, gid := o.UID, o.GID
 	if uid == 0 {
 		uid = os.Geteuid()
@@ -101,12 +166,25 @@ func (o *MountOptions) data(fd int) string {
 	if gid == 0 {
 		gid = os.Getegid()
 	}
-	s := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,default_permissions,max_read=%d",
-		fd, unix.S_IFDIR, uid, gid, maxRead)
-	if o.AllowOther {
-		s += ",allow_other"
+	source := o.source()
+	if len(source) > maxOption { // only for people to read
+		source = "..." + source[len(source)-maxOption+3:]
 	}
-	return s
+	options := []struct{ key, value string }{
+		{"source", source},
+		{"subtype", fsType},
+		{"ro", ""},
+		{"fd", strconv.Itoa(device)},
+		{"rootmode", strconv.FormatInt(unix.S_IFDIR, 8)},
+		{"user_id", strconv.Itoa(uid)},
+		{"group_id", strconv.Itoa(gid)},
+		{"default_permissions", ""},
+		{"max_read", strconv.Itoa(maxRead)},
+	}
+	if o.AllowOther {
+		options = append(options, struct{ key, value string }{"allow_other", ""})
+	}
+	return options
 }
 
 func openError(err error) error {
@@ -256,22 +334,28 @@ func Unmount(dir string, lazy bool) error {
 // ReadAheadKB is the read-ahead that TuneReadAhead sets: the longest READ.
 const ReadAheadKB = maxRead >> 10
 
-// TuneReadAhead raises the read-ahead of the mount on dir from the kernel's 128 KiB to ReadAheadKB. INIT can only
-// lower it (fs/fuse/inode.c: process_init_reply), so it takes a write to sysfs by root of the host, after the server
-// is ready, by the process that mounts. It is an optimisation: callers may ignore the error.
+// TuneReadAhead raises the read-ahead of the mount from the kernel's 128 KiB to ReadAheadKB. INIT can only lower it
+// (fs/fuse/inode.c: process_init_reply), so it takes a write to sysfs by root of the host, by the process that mounts.
+// It is an optimisation: callers may ignore the error.
 //
 // Measured with a file of 256 MiB, zstd, blocks of 128 KiB, on two idle processors: reading all of it 0.56 s with
 // 128 KiB, 0.45 s with 1 MiB; a fault on a random page 0.65 ms and 1.8 ms (kernel's squashfs: 0.59 s and 4.3 ms).
-func TuneReadAhead(dir string) error {
+func (m *Prepared) TuneReadAhead() error {
 	// With an empty mask and AT_STATX_DONT_SYNC the kernel tells the device without asking the server
 	// (fs/fuse/dir.c: fuse_getattr, fuse_update_get_attr).
 	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, 0, &st); err != nil {
-		return fmt.Errorf("tune read-ahead of %s: statx: %w", dir, err)
+	if err := unix.Statx(m.mount, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, 0, &st); err != nil {
+		return fmt.Errorf("tune read-ahead of %s: statx: %w", m.dir, err)
 	}
 	path := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", st.Dev_major, st.Dev_minor)
-	if err := os.WriteFile(path, fmt.Appendf(nil, "%d", ReadAheadKB), 0); err != nil {
-		return fmt.Errorf("tune read-ahead of %s: %w", dir, err)
+	// Not os.WriteFile, which would have the runtime's poller set up first.
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		_, err = unix.Write(fd, strconv.AppendInt(nil, ReadAheadKB, 10))
+		unix.Close(fd)
+	}
+	if err != nil {
+		return fmt.Errorf("tune read-ahead of %s: %s: %w", m.dir, path, err)
 	}
 	return nil
 }

@@ -232,7 +232,44 @@ func TestBusy(t *testing.T) {
 	if err := Unmount(s.dir, false); err == nil || !strings.Contains(err.Error(), "lazy unmount") {
 		t.Errorf("unmount of a mount in use: %v", err)
 	}
-	if err := TuneReadAhead(s.dir); err != nil {
-		t.Error(err)
+}
+
+// TestPrepare wants a mount that is served before it has a place, and that goes away without one.
+func TestPrepare(t *testing.T) {
+	needRoot(t)
+	dir, image := t.TempDir(), smallImage(t)
+	for _, attached := range []bool{true, false} {
+		m, err := Prepare(dir, MountOptions{Source: strings.Repeat("long/", 1000) + "name"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err = m.TuneReadAhead(); err != nil {
+			t.Error(err)
+		}
+		if attached {
+			if err = m.Attach(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m.Close()
+		mounts, err := os.ReadFile("/proc/self/mountinfo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Contains(string(mounts), " "+dir+" "); got != attached {
+			t.Errorf("mounted: %v, want %v", got, attached)
+		}
+		if attached {
+			if !strings.Contains(string(mounts), "long/name") {
+				t.Error("mounted without the end of its name")
+			}
+			if err := Unmount(dir, false); err != nil {
+				t.Error(err)
+			}
+		}
+		err = openImage(t, image, Options{}).Serve(m.Device, nil)
+		if err == nil || !strings.Contains(err.Error(), "unmounted before") {
+			t.Errorf("attached %v, then gone: %v", attached, err)
+		}
 	}
 }

@@ -63,24 +63,25 @@ func forkServer(socket *os.File, background bool) (pid int, err error) {
 }
 
 // open hands the opened image to the server and waits until it has understood
-// it.
-func (s *server) open(image *os.File, cfg serverConfig) error {
-	if err := sendMessage(s.conn, &cfg, image); err != nil {
+// it. Where there is a device already, it goes with it, and what is waited for
+// is that the mount answers.
+func (s *server) open(cfg serverConfig, image *os.File, device ...*os.File) error {
+	if err := sendMessage(s.conn, &cfg, append([]*os.File{image}, device...)...); err != nil {
 		return fmt.Errorf("talk to the image server: %w", err)
 	}
-	var hello serverHello
-	if _, err := recvMessage(s.conn, &hello); err != nil {
+	st, err := s.state()
+	switch {
+	case st.Error != "":
+		return fmt.Errorf("%s: %w", cfg.Image, err)
+	case err != nil:
 		return fmt.Errorf("talk to the image server: %w", err)
 	}
-	if hello.Error != "" {
-		return fmt.Errorf("%s: %s", cfg.Image, hello.Error)
-	}
-	s.Size = hello.Size
+	s.Size = st.Size
 	return nil
 }
 
-// state waits for the next message: first that the mount answers, then that
-// it is gone.
+// state waits for the next message: that the image is understood, that the
+// mount answers, that it is gone.
 func (s *server) state() (st serverState, err error) {
 	if _, err = recvMessage(s.conn, &st); err == nil && st.Error != "" {
 		err = errors.New(st.Error)
@@ -134,11 +135,15 @@ func (s *server) close() (ws unix.WaitStatus) {
 	}
 }
 
-func sendMessage(conn *os.File, m wire.Message, file *os.File) error {
+func sendMessage(conn *os.File, m wire.Message, files ...*os.File) error {
 	b := wire.Encode(m)
 	var rights []byte
-	if file != nil {
-		rights = unix.UnixRights(int(file.Fd()))
+	if len(files) > 0 {
+		fds := make([]int, len(files))
+		for i, f := range files {
+			fds[i] = int(f.Fd())
+		}
+		rights = unix.UnixRights(fds...)
 	}
 	for {
 		err := unix.Sendmsg(int(conn.Fd()), b, rights, nil, unix.MSG_NOSIGNAL)
@@ -148,10 +153,10 @@ func sendMessage(conn *os.File, m wire.Message, file *os.File) error {
 	}
 }
 
-// recvMessage reads one message into m and returns the file that came with
-// it, if any. The end of the connection is io.EOF.
-func recvMessage(conn *os.File, m wire.Message) (*os.File, error) {
-	b, oob := make([]byte, maxServerMessage), make([]byte, unix.CmsgSpace(4))
+// recvMessage reads one message into m and returns the files that came with
+// it. The end of the connection is io.EOF.
+func recvMessage(conn *os.File, m wire.Message) ([]*os.File, error) {
+	b, oob := make([]byte, maxServerMessage), make([]byte, unix.CmsgSpace(maxServerFiles*4))
 	var n, oobn, flags int
 	var err error
 	for {
@@ -163,7 +168,7 @@ func recvMessage(conn *os.File, m wire.Message) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	file := receivedFile(oob[:oobn])
+	files := receivedFiles(oob[:oobn])
 	switch {
 	case n == 0:
 		err = io.EOF
@@ -172,21 +177,26 @@ func recvMessage(conn *os.File, m wire.Message) (*os.File, error) {
 	default:
 		err = wire.Decode(b[:n], m)
 	}
-	if err != nil && file != nil {
-		file.Close()
-		file = nil
+	if err != nil {
+		for _, f := range files {
+			f.Close()
+		}
+		return nil, err
 	}
-	return file, err
+	return files, nil
 }
 
-func receivedFile(oob []byte) *os.File {
+func receivedFiles(oob []byte) (files []*os.File) {
 	msgs, err := unix.ParseSocketControlMessage(oob)
 	if err != nil || len(msgs) == 0 {
 		return nil
 	}
 	fds, err := unix.ParseUnixRights(&msgs[0])
-	if err != nil || len(fds) == 0 {
+	if err != nil {
 		return nil
 	}
-	return os.NewFile(uintptr(fds[0]), "received")
+	for _, fd := range fds {
+		files = append(files, os.NewFile(uintptr(fd), "received"))
+	}
+	return files
 }

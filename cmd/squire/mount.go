@@ -160,14 +160,17 @@ func (o *mountOptions) run(image, dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := srv.open(file, cfg); err != nil {
-		srv.close()
-		return err
+	var signals chan os.Signal
+	if o.foreground || os.Geteuid() != 0 {
+		// From here to the end a signal must not leave a mount without a server.
+		signals = make(chan os.Signal, 1)
+		signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	}
-	// From here to the end a signal must not leave a mount without a server.
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
-	if err := srv.mount(dir, mo); err != nil {
+	mount := srv.mount
+	if os.Geteuid() != 0 {
+		mount = srv.mountFusermount
+	}
+	if err := mount(dir, mo, cfg, file); err != nil {
 		srv.close()
 		return err
 	}
@@ -177,14 +180,32 @@ func (o *mountOptions) run(image, dir string) error {
 	return nil
 }
 
-// mount mounts on dir, hands the device to the server, and waits until the
-// mount answers.
-func (s *server) mount(dir string, mo fusefs.MountOptions) error {
-	mount := fusefs.Mount
-	if os.Geteuid() != 0 {
-		mount = fusefs.MountFusermount
+// mount makes a mount while the server starts, hands it the device with the
+// image, and puts the mount on dir when it answers. Until then nobody sees it,
+// and it goes with this process.
+func (s *server) mount(dir string, mo fusefs.MountOptions, cfg serverConfig, image *os.File) error {
+	m, err := fusefs.Prepare(dir, mo)
+	if err != nil {
+		return err
 	}
-	device, err := mount(dir, mo)
+	defer m.Close()
+	// Best effort: without it, requests are smaller than they could be.
+	_ = m.TuneReadAhead()
+	err = s.open(cfg, image, m.Device)
+	m.Device.Close()
+	if err != nil {
+		return err
+	}
+	return m.Attach()
+}
+
+// mountFusermount has fusermount3 mount on dir, once the server has understood
+// the image, hands over the device, and waits until the mount answers.
+func (s *server) mountFusermount(dir string, mo fusefs.MountOptions, cfg serverConfig, image *os.File) error {
+	if err := s.open(cfg, image); err != nil {
+		return err
+	}
+	device, err := fusefs.MountFusermount(dir, mo)
 	if err != nil {
 		return err
 	}
@@ -196,10 +217,6 @@ func (s *server) mount(dir string, mo fusefs.MountOptions) error {
 	if err != nil {
 		_ = fusefs.Unmount(dir, true)
 		return fmt.Errorf("%s: the image server ended: %w", dir, err)
-	}
-	if os.Geteuid() == 0 {
-		// Best effort: without it, requests are smaller than they could be.
-		_ = fusefs.TuneReadAhead(dir)
 	}
 	return nil
 }

@@ -239,7 +239,7 @@ func start(spec *runtime.Spec, host *runtime.Host, ops []runtime.Op, stats bool)
 	}
 	r := &runtime.Runner{Files: []*os.File{srv.conn}, Spare: []int{srv.pid}}
 	status, err := runContainer(r, spec, host, ops, func() error {
-		return srv.open(file, serverConfig{Image: spec.Image, Owner: owner(spec, host), Restrict: true, Steadfast: true})
+		return srv.open(serverConfig{Image: spec.Image, Owner: owner(spec, host), Restrict: true, Steadfast: true}, file)
 	})
 	last, early := srv.finish()
 	if err == nil && early != nil {

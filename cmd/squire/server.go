@@ -26,11 +26,14 @@ import (
 //
 // It talks over a SOCK_SEQPACKET socket, one message of package wire at a time:
 //
-//	client -> server  serverConfig, with the image's descriptor
-//	server -> client  serverHello
-//	client -> server  any message, with the descriptor of the mounted device
+//	client -> server  serverConfig, with the descriptor of the image
+//	server -> client  serverState when the image is understood
+//	client -> server  serverDevice, with the descriptor of the device
 //	server -> client  serverState when the kernel's first request is answered
 //	server -> client  serverState when the mount is gone
+//
+// A client that has the device from the start sends it with the image; the
+// second and the third message are then left out.
 
 // serverName is argv[0] of the server stage; serverSocket its descriptor.
 const (
@@ -66,20 +69,10 @@ func (s *serverConfig) Fields(c *wire.Coder) {
 	c.Bool(&s.Steadfast)
 }
 
-type serverHello struct {
-	Error string
-	Size  int64 // bytes of the image
-}
-
-// Fields makes it a wire.Message.
-func (s *serverHello) Fields(c *wire.Coder) {
-	wire.String(c, &s.Error)
-	wire.Int(c, &s.Size)
-}
-
 type serverState struct {
-	Serving bool // the mount answers, or did
-	Ended   bool // the mount is gone
+	Size    int64 // bytes of the image
+	Serving bool  // the mount answers, or did
+	Ended   bool  // the mount is gone
 	Error   string
 	// Read is the number of bytes read from the image so far.
 	Read     int64
@@ -88,6 +81,7 @@ type serverState struct {
 
 // Fields makes it a wire.Message.
 func (s *serverState) Fields(c *wire.Coder) {
+	wire.Int(c, &s.Size)
 	c.Bool(&s.Serving)
 	c.Bool(&s.Ended)
 	wire.String(c, &s.Error)
@@ -102,7 +96,10 @@ type serverDevice struct{ mark int }
 // Fields makes it a wire.Message.
 func (s *serverDevice) Fields(c *wire.Coder) { wire.Int(c, &s.mark) }
 
-const maxServerMessage = 64 << 10
+const (
+	maxServerMessage = 64 << 10
+	maxServerFiles   = 2
+)
 
 // nobody is the user that the server turns into when started by root.
 const nobody = 65534
@@ -121,40 +118,42 @@ func serve() int {
 
 func serveImage(conn *os.File) error {
 	var cfg serverConfig
-	file, err := recvMessage(conn, &cfg)
+	files, err := recvMessage(conn, &cfg)
 	if err != nil {
 		return err
 	}
-	if file == nil {
+	if len(files) == 0 {
 		return errors.New("no image came with the first message")
 	}
 	if cfg.Steadfast {
 		signal.Ignore(unix.SIGTERM)
 	}
-	reader := &countingReader{r: file}
-	fs, size, err := openServed(reader, file, &cfg)
+	reader := &countingReader{r: files[0]}
+	fs, size, err := openServed(reader, files[0], &cfg)
 	if err != nil {
-		_ = sendMessage(conn, &serverHello{Error: err.Error()}, nil)
+		_ = sendMessage(conn, &serverState{Error: err.Error()})
 		return err
 	}
-	if err = sendMessage(conn, &serverHello{Size: size}, nil); err != nil {
-		return err
+	devices := files[1:]
+	if len(devices) == 0 {
+		if err = sendMessage(conn, &serverState{Size: size}); err != nil {
+			return err
+		}
+		if devices, err = recvMessage(conn, new(serverDevice)); err != nil {
+			return err
+		}
 	}
-	device, err := recvMessage(conn, new(serverDevice))
-	if err != nil {
-		return err
-	}
-	if device == nil {
+	if len(devices) == 0 {
 		return errors.New("no device came with the second message")
 	}
-	err = fs.Serve(device, func() {
-		_ = sendMessage(conn, &serverState{Serving: true, Read: reader.n.Load()}, nil)
+	err = fs.Serve(devices[0], func() {
+		_ = sendMessage(conn, &serverState{Size: size, Serving: true, Read: reader.n.Load()})
 	})
-	end := serverState{Serving: true, Ended: true, Read: reader.n.Load(), Requests: requests(fs.Stats())}
+	end := serverState{Size: size, Serving: true, Ended: true, Read: reader.n.Load(), Requests: requests(fs.Stats())}
 	if err != nil {
 		end.Error = err.Error()
 	}
-	_ = sendMessage(conn, &end, nil)
+	_ = sendMessage(conn, &end)
 	return err
 }
 
