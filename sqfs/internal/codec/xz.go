@@ -372,15 +372,13 @@ func checkSize(check byte) (int, error) {
 	return 0, fmt.Errorf("xz: unknown check %d", check)
 }
 
-var crc64Table = crc64.MakeTable(crc64.ECMA)
-
 // checkIs reports whether sum is the check over data.
 func checkIs(check byte, data, sum []byte) bool {
 	switch check {
 	case xzCheckCRC32:
 		return crcIs(data, sum)
 	case xzCheckCRC64:
-		return crc64.Checksum(data, crc64Table) == binary.LittleEndian.Uint64(sum)
+		return crc64.Checksum(data, crc64.MakeTable(crc64.ECMA)) == binary.LittleEndian.Uint64(sum)
 	case xzCheckSHA256:
 		return sha256.Sum256(data) == [sha256.Size]byte(sum)
 	}
