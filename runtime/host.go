@@ -1,8 +1,6 @@
 package runtime
 
 import (
-	"bufio"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -83,20 +81,12 @@ func maySetUpMounts() bool {
 // this process's user namespace. Where not, files should be shown as owned by
 // the caller. (user_namespaces(7): the initial one maps 0 0 4294967295.)
 func AllIDsMapped() bool {
-	f, err := os.Open("/proc/self/uid_map")
+	b, err := os.ReadFile("/proc/self/uid_map")
 	if err != nil {
 		return true // no user namespaces in this kernel
 	}
-	defer f.Close()
-	var inside, outside, n uint32
-	line := bufio.NewScanner(f)
-	if !line.Scan() {
-		return false
-	}
-	if _, err := fmt.Sscan(line.Text(), &inside, &outside, &n); err != nil {
-		return false
-	}
-	return inside == 0 && n == 1<<32-1
+	f := strings.Fields(string(b)) // inside, outside, number
+	return len(f) == 3 && f[0] == "0" && f[2] == "4294967295"
 }
 
 // namespaceHint says why an ordinary user may not make a user namespace here

@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	goruntime "runtime"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/internal/wire"
-	"github.com/squirefs/squire/runtime"
 )
 
 // server is the client's side of a server process.
@@ -22,9 +22,9 @@ type server struct {
 	conn *os.File
 }
 
-// startServer starts a server process, which waits for open. With background,
-// it is cut off from the terminal.
-func startServer(background bool) (*server, error) {
+// startServer starts a server process, which waits for open. It must get none
+// of the descriptors that this process inherited.
+func startServer() (*server, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("make a socket pair: %w", err)
@@ -32,33 +32,37 @@ func startServer(background bool) (*server, error) {
 	theirs := os.NewFile(uintptr(pair[1]), "client")
 	defer theirs.Close()
 	s := &server{conn: os.NewFile(uintptr(pair[0]), "server")}
-	if s.pid, err = forkServer(theirs, background); err != nil {
+	if s.pid, err = forkServer(theirs); err != nil {
 		s.conn.Close()
 		return nil, fmt.Errorf("start the image server: %w", err)
 	}
 	return s, nil
 }
 
-func forkServer(socket *os.File, background bool) (pid int, err error) {
+func forkServer(socket *os.File) (pid int, err error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return 0, err
 	}
 	defer null.Close()
-	// Descriptors that we inherited must not live on in a server: whoever
-	// waits for their other end to close would wait for the mount.
-	runtime.Shielded(func() {
-		files := []uintptr{null.Fd(), null.Fd(), 2, socket.Fd()}
-		if background {
-			files[2] = null.Fd()
-		}
-		pid, err = syscall.ForkExec("/proc/self/exe", []string{serverName}, &syscall.ProcAttr{
-			Env:   []string{},
-			Files: files,
-			// A session of its own: ^C on the terminal is not for the server.
-			Sys: &syscall.SysProcAttr{Setsid: true},
-		})
-	})
+	attr := &syscall.ProcAttr{
+		// With more, Go would start threads at once that have nothing to do yet,
+		// and each would have to be told to give up its rights.
+		Env:   []string{"GOMAXPROCS=1"},
+		Files: []uintptr{null.Fd(), null.Fd(), 2, socket.Fd()},
+		// A session of its own: ^C on the terminal is not for the server.
+		Sys: &syscall.SysProcAttr{Setsid: true},
+	}
+	if os.Geteuid() == 0 {
+		// What is given up here need not be given up in every thread there. Not
+		// so the user: the new program would be open to others of nobody's.
+		attr.Sys.Credential = &syscall.Credential{Gid: nobody}
+	}
+	pid, err = syscall.ForkExec("/proc/self/exe", []string{serverName}, attr)
+	if err != nil && attr.Sys.Credential != nil {
+		attr.Sys.Credential = nil // root without the right to change
+		pid, err = syscall.ForkExec("/proc/self/exe", []string{serverName}, attr)
+	}
 	return pid, err
 }
 
@@ -66,6 +70,7 @@ func forkServer(socket *os.File, background bool) (pid int, err error) {
 // it. Where there is a device already, it goes with it, and what is waited for
 // is that the mount answers.
 func (s *server) open(cfg serverConfig, image *os.File, device ...*os.File) error {
+	cfg.Processors = goruntime.GOMAXPROCS(0)
 	if err := sendMessage(s.conn, &cfg, append([]*os.File{image}, device...)...); err != nil {
 		return fmt.Errorf("talk to the image server: %w", err)
 	}

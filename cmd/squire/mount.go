@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -82,7 +83,7 @@ func umountCommand() *cobra.Command {
 // parse sorts the options into those of the server and those of the mount.
 func (o *mountOptions) parse(image string) (cfg serverConfig, m fusefs.MountOptions, err error) {
 	root := os.Geteuid() == 0
-	cfg.Image = image
+	cfg.Image, cfg.Background = image, !o.foreground
 	m = fusefs.MountOptions{Source: image, AllowOther: root, UID: os.Geteuid(), GID: os.Getegid()}
 	owner := fusefs.Owner{UID: uint32(m.UID), GID: uint32(m.GID)}
 	for _, opt := range o.options {
@@ -144,7 +145,41 @@ func (o *mountOptions) run(image, dir string) error {
 	if err != nil {
 		return err
 	}
-	file, err := openImage(image)
+	// Descriptors that we inherited must not live on in the server: whoever
+	// waits for their other end to close would wait for the mount.
+	if err = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("close descriptors: %w", err)
+	}
+	if os.Geteuid() == 0 {
+		// If this thread starts the server, that one has it in all of its threads;
+		// if not, it sees to it itself. Nothing else is executed here, unlike where
+		// fusermount3 is.
+		_ = unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+	}
+	// The server comes before all that can be done while it starts.
+	srv, err := startServer()
+	if err != nil {
+		return err
+	}
+	var signals chan os.Signal
+	if o.foreground || os.Geteuid() != 0 {
+		// From here to the end a signal must not leave a mount without a server.
+		signals = make(chan os.Signal, 1)
+		signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	}
+	if err = srv.mountOn(dir, mo, cfg); err != nil {
+		srv.close()
+		return err
+	}
+	if o.foreground {
+		return srv.attend(dir, signals)
+	}
+	return nil
+}
+
+// mountOn mounts the image on dir, and returns when the mount answers.
+func (s *server) mountOn(dir string, mo fusefs.MountOptions, cfg serverConfig) error {
+	file, err := openImage(cfg.Image)
 	if err != nil {
 		return err
 	}
@@ -156,34 +191,16 @@ func (o *mountOptions) run(image, dir string) error {
 	if there, _ := isMounted(abs); there {
 		return fmt.Errorf("%s: an image is mounted there already; unmount it first", dir)
 	}
-	srv, err := startServer(!o.foreground)
-	if err != nil {
-		return err
-	}
-	var signals chan os.Signal
-	if o.foreground || os.Geteuid() != 0 {
-		// From here to the end a signal must not leave a mount without a server.
-		signals = make(chan os.Signal, 1)
-		signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
-	}
-	mount := srv.mount
 	if os.Geteuid() != 0 {
-		mount = srv.mountFusermount
+		return s.mountFusermount(dir, mo, cfg, file)
 	}
-	if err := mount(dir, mo, cfg, file); err != nil {
-		srv.close()
-		return err
-	}
-	if o.foreground {
-		return srv.attend(dir, signals)
-	}
-	return nil
+	return s.mountPrepared(dir, mo, cfg, file)
 }
 
-// mount makes a mount while the server starts, hands it the device with the
+// mountPrepared makes a mount while the server starts, hands it the device with the
 // image, and puts the mount on dir when it answers. Until then nobody sees it,
 // and it goes with this process.
-func (s *server) mount(dir string, mo fusefs.MountOptions, cfg serverConfig, image *os.File) error {
+func (s *server) mountPrepared(dir string, mo fusefs.MountOptions, cfg serverConfig, image *os.File) error {
 	m, err := fusefs.Prepare(dir, mo)
 	if err != nil {
 		return err

@@ -233,7 +233,9 @@ func start(spec *runtime.Spec, host *runtime.Host, ops []runtime.Op, stats bool)
 		return 0, err
 	}
 	defer file.Close()
-	srv, err := startServer(false)
+	var srv *server
+	// Descriptors that we inherited are for the command, not for the server.
+	runtime.Shielded(func() { srv, err = startServer() })
 	if err != nil {
 		return 0, err
 	}

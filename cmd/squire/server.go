@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	goruntime "runtime"
 	"sync/atomic"
 	"syscall"
 
@@ -50,6 +51,11 @@ type serverConfig struct {
 	// Steadfast: a SIGTERM is not for the server, as it is one of the processes
 	// of a job that are told to end, and the others still read to do so.
 	Steadfast bool
+	// Background: it is cut off from the terminal, and from who reads the
+	// client's standard error.
+	Background bool
+	// Processors is how many to use, once the server has given up its rights.
+	Processors int
 }
 
 // Fields makes it a wire.Message.
@@ -67,6 +73,8 @@ func (s *serverConfig) Fields(c *wire.Coder) {
 	}
 	c.Bool(&s.Restrict)
 	c.Bool(&s.Steadfast)
+	c.Bool(&s.Background)
+	wire.Int(c, &s.Processors)
 }
 
 type serverState struct {
@@ -128,6 +136,11 @@ func serveImage(conn *os.File) error {
 	if cfg.Steadfast {
 		signal.Ignore(unix.SIGTERM)
 	}
+	if cfg.Background {
+		if err = unix.Dup3(0, 2, 0); err != nil { // 0 is /dev/null
+			return err
+		}
+	}
 	reader := &countingReader{r: files[0]}
 	fs, size, err := openServed(reader, files[0], &cfg)
 	if err != nil {
@@ -166,6 +179,7 @@ func openServed(r io.ReaderAt, file *os.File, cfg *serverConfig) (*fusefs.FS, in
 	if err := confine(); err != nil {
 		return nil, 0, err
 	}
+	goruntime.GOMAXPROCS(max(cfg.Processors, 1))
 	img, err := newImage(r, file, cfg.Offset)
 	if err != nil {
 		return nil, 0, err
@@ -192,16 +206,33 @@ func confine() error {
 		return err
 	}
 	if os.Geteuid() == 0 && runtime.AllIDsMapped() {
-		err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(nobody), syscall.Setuid(nobody))
+		err := becomeNobody()
 		// EPERM: root without the right to change. Its other rights go below.
 		if err != nil && !errors.Is(err, unix.EPERM) {
 			return fmt.Errorf("become nobody: %w", err)
 		}
 	}
-	if err := runtime.NoNewPrivs(); err != nil {
-		return err
+	// Each of these goes to every thread, and is left out where all threads have
+	// it already: from the client, or because they are no longer root's.
+	if set, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0); err != nil || set != 1 {
+		if err := runtime.NoNewPrivs(); err != nil {
+			return err
+		}
+	}
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var have, none [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &have[0]); err == nil && have == none {
+		return nil
 	}
 	return runtime.NoCapabilities()
+}
+
+func becomeNobody() error {
+	groups, err := os.Getgroups()
+	if err != nil || len(groups) > 0 || os.Getgid() != nobody || os.Getegid() != nobody {
+		err = errors.Join(syscall.Setgroups(nil), syscall.Setgid(nobody))
+	}
+	return errors.Join(err, syscall.Setuid(nobody))
 }
 
 // countingReader counts what is read from the image.
