@@ -25,7 +25,11 @@ const (
 )
 
 // drop gives up what the command must not have, in every thread of this
-// process, so that no thread of the init stage holds more than the command.
+// process, so that no thread of the init stage holds more than the command. The
+// bounding set is no right, but a limit to what programs with file capabilities
+// gain: the command has it from this thread, which must be the one that starts
+// it, and no_new_privs is that limit for the others. A call in every thread
+// wakes them all, and these are 41.
 func drop(capabilities bool) error {
 	if err := NoNewPrivs(); err != nil {
 		return err
@@ -35,7 +39,7 @@ func drop(capabilities bool) error {
 	}
 	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
 		// EINVAL: a capability that this kernel is too old to know.
-		if err := prctlAll(unix.PR_CAPBSET_DROP, c, 0); err != nil && !errors.Is(err, unix.EINVAL) {
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil && !errors.Is(err, unix.EINVAL) {
 			return fmt.Errorf("drop capability %d: %w", c, err)
 		}
 	}

@@ -63,7 +63,9 @@ func (r *Runner) Start(s *Spec, h *Host) (err error) {
 	goruntime.LockOSThread()
 	defer goruntime.UnlockOSThread()
 	r.pid, err = syscall.ForkExec("/proc/self/exe", argv, &syscall.ProcAttr{
-		Env:   []string{}, // the command's is sent with the plan, and is for it alone
+		// The command's is sent with the plan, and is for it alone. More than one
+		// processor would give init threads, which each have to drop its rights.
+		Env:   []string{"GOMAXPROCS=1"},
 		Files: files,
 		Sys:   namespaces(s, h),
 	})
