@@ -263,7 +263,7 @@ func TestPrepare(t *testing.T) {
 			if !strings.Contains(string(mounts), "long/name") {
 				t.Error("mounted without the end of its name")
 			}
-			if err := Unmount(dir, false); err != nil {
+			if err = Unmount(dir, false); err != nil {
 				t.Error(err)
 			}
 		}

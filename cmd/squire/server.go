@@ -215,7 +215,7 @@ func confine() error {
 	// Each of these goes to every thread, and is left out where all threads have
 	// it already: from the client, or because they are no longer root's.
 	if set, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0); err != nil || set != 1 {
-		if err := runtime.NoNewPrivs(); err != nil {
+		if err = runtime.NoNewPrivs(); err != nil {
 			return err
 		}
 	}
