@@ -1,7 +1,7 @@
 #!/bin/sh
 # arrows.sh - check which package imports which: sqfs <- cache <- fusefs, runtime by itself, cmd and bench above all,
-# internal below all. Flags are read in cmd and bench/parts only, and nothing logs but through log/slog. Tests may make hostile images. Needs
-# nothing but Go.
+# internal below all. Flags are read in cmd and bench/parts only, and nothing logs but through log/slog. Tests may make
+# hostile images. Needs nothing but Go.
 set -eu
 
 module=$(go list -m)
