@@ -40,12 +40,21 @@ func checkHostile(want *hostile.Image, body hostile.Body) (problems []string) {
 		return []string{"opened, but " + want.Wrong}
 	}
 	byNumber(img)
+	tableOrder(img)
 	for _, v := range []hostile.View{newInodeDoor(img), pathDoor{img, body.Files}} {
 		for _, p := range want.Check(v, body) {
 			problems = append(problems, fmt.Sprintf("%T: %s", v, p))
 		}
 	}
 	return problems
+}
+
+// tableOrder goes through the inode table as far as it makes sense: it has to end.
+func tableOrder(img *Image) {
+	ino, err := img.Inode(0)
+	for err == nil {
+		ino, err = img.NextInode(&ino)
+	}
 }
 
 // compressorOf returns what the superblock says.
