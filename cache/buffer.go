@@ -8,6 +8,7 @@ type Buffer struct {
 	class int
 	mem   []byte // classSize(class) bytes
 	n     int    // of which the block fills n
+	key   key
 
 	refs int           // guarded by shard.mu; the shard itself has one while the buffer is kept
 	done chan struct{} // guarded by shard.mu until closed; nil while nobody waits
@@ -25,6 +26,9 @@ func (b *Buffer) Release() {
 	s.unrefLocked(b)
 	s.mu.Unlock()
 }
+
+// Drop is Release for a block that is of no more use here, as the kernel's page cache has all of it now.
+func (b *Buffer) Drop() { b.shard.drop(b) }
 
 func (b *Buffer) size() int64 { return int64(len(b.mem)) }
 

@@ -32,6 +32,7 @@ var _ Decoder = (*sqfs.Image)(nil)
 
 // Cache is a set of decompressed blocks. All methods may be called concurrently.
 type Cache struct {
+	budget int64
 	shards []shard
 	images atomic.Uint64
 }
@@ -41,6 +42,7 @@ type Stats struct {
 	Hits      uint64 // block was there
 	Misses    uint64 // block was decoded by the caller
 	Waits     uint64 // block was being decoded by somebody else
+	Ahead     uint64 // block was decoded ahead of need, by Load
 	Evictions uint64 // blocks dropped to make room
 	Bytes     int64  // memory of the blocks kept and of the buffers waiting for use, at this moment
 }
@@ -61,12 +63,15 @@ func New(bytes int64) *Cache {
 }
 
 func newSharded(bytes int64, n int) *Cache {
-	c := &Cache{shards: make([]shard, n)}
+	c := &Cache{budget: max(bytes, 0), shards: make([]shard, n)}
 	for i := range c.shards {
 		c.shards[i].init(max(bytes, 0) / int64(n))
 	}
 	return c
 }
+
+// Budget returns how many bytes the Cache keeps at most.
+func (c *Cache) Budget() int64 { return c.budget }
 
 // NewImage returns a number that no other image of this Cache has. Blocks are kept under it: two mounts of the same
 // image that use the same number share their blocks.
@@ -79,10 +84,30 @@ func (c *Cache) NewImage() uint64 { return c.images.Add(1) }
 // on in that goroutine and those who wait get ErrPanic.
 func (c *Cache) Get(d Decoder, image uint64, b sqfs.Block) (*Buffer, error) {
 	if b.Len > maxBlock {
-		return nil, fmt.Errorf("cache block at %#x: length %d is over the largest block of squashfs, %d", b.Off, b.Len, maxBlock)
+		return nil, errTooLong(b)
 	}
 	k := key{image, b}
 	return c.shards[k.shard(len(c.shards))].get(d, k)
+}
+
+func errTooLong(b sqfs.Block) error {
+	return fmt.Errorf("cache block at %#x: length %d is over the largest block of squashfs, %d", b.Off, b.Len, maxBlock)
+}
+
+// Find returns block b of image if it is kept, else nil. If it is being decoded, Find waits for that, given wait; the
+// result is nil too if that failed. The caller must call Release or Drop on the result exactly once.
+func (c *Cache) Find(image uint64, b sqfs.Block, wait bool) *Buffer {
+	k := key{image, b}
+	return c.shards[k.shard(len(c.shards))].find(k, wait)
+}
+
+// Load decodes block b of image ahead of need, unless it is kept or being decoded, and reports whether it did.
+func (c *Cache) Load(d Decoder, image uint64, b sqfs.Block) (bool, error) {
+	if b.Len > maxBlock {
+		return false, errTooLong(b)
+	}
+	k := key{image, b}
+	return c.shards[k.shard(len(c.shards))].loadAhead(d, k)
 }
 
 // Stats returns the counters, summed over the shards one after the other.
@@ -93,6 +118,7 @@ func (c *Cache) Stats() Stats {
 		sum.Hits += s.Hits
 		sum.Misses += s.Misses
 		sum.Waits += s.Waits
+		sum.Ahead += s.Ahead
 		sum.Evictions += s.Evictions
 		sum.Bytes += s.Bytes
 	}

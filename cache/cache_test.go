@@ -438,3 +438,99 @@ func BenchmarkMiss(b *testing.B) {
 		buf.Release()
 	}
 }
+
+func TestFind(t *testing.T) {
+	c, img := New(1<<20), &fakeImage{}
+	b := block(5, 8192)
+	if c.Find(1, b, true) != nil {
+		t.Error("found a block that nobody loaded")
+	}
+	get(t, c, img, b)
+	buf := c.Find(1, b, false)
+	if buf == nil {
+		t.Fatal("did not find a block that is kept")
+	}
+	check(t, buf.Bytes(), b)
+	buf.Release()
+	if c.Find(2, b, false) != nil {
+		t.Error("found a block of another image")
+	}
+}
+
+// TestDrop: a dropped block is decoded anew, but not taken from those who hold it.
+func TestDrop(t *testing.T) {
+	c, img := newSharded(1<<20, 1), &fakeImage{}
+	b := block(5, 8192)
+	get(t, c, img, b)
+	first, second := c.Find(1, b, false), c.Find(1, b, false)
+	first.Drop()
+	check(t, second.Bytes(), b)
+	if c.Find(1, b, false) != nil {
+		t.Error("a dropped block is still kept")
+	}
+	get(t, c, img, b)
+	second.Drop() // the block that is kept now is another one
+	if got := c.Find(1, b, false); got == nil {
+		t.Error("dropping an old block took the new one away")
+	} else {
+		got.Release()
+	}
+	checkShard(t, &c.shards[0])
+	if n := img.loads.Load(); n != 2 {
+		t.Errorf("decoded %d times, want 2", n)
+	}
+}
+
+// TestLoadAhead: who asks while a block is loaded ahead waits for it, and nobody decodes it again.
+func TestLoadAhead(t *testing.T) {
+	started, proceed := make(chan struct{}), make(chan struct{})
+	img := &fakeImage{hook: func(sqfs.Block) error {
+		close(started)
+		<-proceed
+		return nil
+	}}
+	c, b := New(1<<20), block(5, 8192)
+	loaded := make(chan bool)
+	go func() {
+		did, err := c.Load(img, 1, b)
+		loaded <- did && err == nil
+	}()
+	<-started
+	if c.Find(1, b, false) != nil {
+		t.Error("found a block before it was decoded")
+	}
+	found := make(chan *Buffer)
+	go func() { found <- c.Find(1, b, true) }()
+	if did, err := c.Load(img, 1, b); did || err != nil {
+		t.Errorf("a second Load: %v, %v, want that it leaves the first alone", did, err)
+	}
+	close(proceed)
+	if !<-loaded {
+		t.Error("Load did not decode")
+	}
+	buf := <-found
+	if buf == nil {
+		t.Fatal("who waited got nothing")
+	}
+	check(t, buf.Bytes(), b)
+	buf.Release()
+	if s := c.Stats(); img.loads.Load() != 1 || s.Ahead != 1 || s.Misses != 0 {
+		t.Errorf("%d loads, %+v", img.loads.Load(), s)
+	}
+}
+
+func TestLoadAheadFails(t *testing.T) {
+	bad := errors.New("bad block")
+	img := &fakeImage{hook: func(sqfs.Block) error { return bad }}
+	c := newSharded(1<<20, 1)
+	if did, err := c.Load(img, 1, block(5, 8192)); !did || !errors.Is(err, bad) {
+		t.Errorf("got %v, %v, want the decoder's error", did, err)
+	}
+	if c.Find(1, block(5, 8192), true) != nil {
+		t.Error("a block that failed is kept")
+	}
+	checkShard(t, &c.shards[0])
+	if _, err := c.Load(img, 1, sqfs.Block{Len: maxBlock + 1}); err == nil {
+		t.Error("a block over the largest size was loaded")
+	}
+}

@@ -59,11 +59,65 @@ func (s *shard) get(d Decoder, k key) (*Buffer, error) {
 		return s.waitLocked(b)
 	}
 	s.counts.Misses++
-	b := s.takeLocked(k.block.Len)
-	b.refs = 1
-	s.loading[k] = b
+	b := s.startLocked(k)
 	s.mu.Unlock()
 	return s.load(d, k, b)
+}
+
+// find is Cache.Find within the shard that k belongs to.
+func (s *shard) find(k key, wait bool) *Buffer {
+	s.mu.Lock()
+	if b, ok := s.kept.Get(k); ok {
+		s.counts.Hits++
+		b.refs++
+		s.mu.Unlock()
+		return b
+	}
+	if b, ok := s.loading[k]; ok && wait {
+		s.counts.Waits++
+		b, _ = s.waitLocked(b)
+		return b
+	}
+	s.mu.Unlock()
+	return nil
+}
+
+// loadAhead is Cache.Load within the shard that k belongs to.
+func (s *shard) loadAhead(d Decoder, k key) (bool, error) {
+	s.mu.Lock()
+	if s.loading[k] != nil || s.kept.Contains(k) {
+		s.mu.Unlock()
+		return false, nil
+	}
+	s.counts.Ahead++
+	b := s.startLocked(k)
+	s.mu.Unlock()
+	b, err := s.load(d, k, b)
+	if err != nil {
+		return true, err
+	}
+	b.Release()
+	return true, nil
+}
+
+// startLocked returns a buffer for k, which is loading from now on.
+func (s *shard) startLocked(k key) *Buffer {
+	b := s.takeLocked(k.block.Len)
+	b.refs, b.key = 1, k
+	s.loading[k] = b
+	return b
+}
+
+// drop forgets b, which its caller holds, and gives up the caller's reference.
+func (s *shard) drop(b *Buffer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if kept, ok := s.kept.Peek(b.key); ok && kept == b {
+		s.kept.Remove(b.key)
+		s.keptBytes -= b.size()
+		s.unrefLocked(b)
+	}
+	s.unrefLocked(b)
 }
 
 // waitLocked waits for the loader of b. It unlocks s.mu.
