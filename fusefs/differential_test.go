@@ -221,7 +221,7 @@ type apiView struct{ img *sqfs.Image }
 
 func openAPI(t *testing.T, image string, offset int64) apiView {
 	t.Helper()
-	img, err := openAt(image, offset)
+	img, _, err := (&role{Image: image, Offset: offset}).open()
 	if err != nil {
 		t.Fatal(err)
 	}

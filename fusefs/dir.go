@@ -44,7 +44,9 @@ func (f *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryL
 	return f.readDir(in, func(e fuse.DirEntry, d sqfs.Dirent) bool {
 		entry := out.AddDirLookupEntry(e)
 		if entry != nil && d.Name != nil {
-			_ = f.entry(dir, d, entry) // an error leaves node 0; LOOKUP will report it
+			if ino, err := f.entry(dir, d, entry); err == nil { // an error leaves node 0; LOOKUP will report it
+				f.ahead.listed(&ino)
+			}
 		}
 		return entry != nil
 	})

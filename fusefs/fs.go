@@ -43,6 +43,14 @@ type Options struct {
 	// shown, device nodes appear as empty files of mode 0, and the attributes security.*, trusted.* and
 	// user.overlay.* do not exist.
 	Restrict bool
+	// Source is what the image is read through. nil: every request is taken for one that reads the image, which makes
+	// short ones slower.
+	Source *Source
+	// Record notes which blocks are read, for Touched. What the kernel has already does not come to be read again.
+	Record bool
+	// Replay are the blocks that Touched returned when the same image was used before: they are decoded ahead of their
+	// readers. What is not in the image is left out; a wrong list costs time, never more.
+	Replay []Touch
 	// Log gets one line for each damaged place found, at a bounded rate. nil: no log.
 	Log *slog.Logger
 }
@@ -75,6 +83,10 @@ type FS struct {
 	pieces    chan piece    // to helpers, which Serve starts; without buffer, so that a send finds an idle one or none
 	counts    counters
 	places    places
+	ahead     ahead
+	jobs      chan storeJob // to the threads that store; nil if there are none
+	trace     trace
+	source    *Source // nil: nobody says when a request takes long
 }
 
 var _ fuse.RawFileSystem = (*FS)(nil)
@@ -88,7 +100,7 @@ func New(img *sqfs.Image, o Options) *FS {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	super := img.Superblock()
-	return &FS{
+	f := &FS{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		img:           img,
 		id:            o.Cache.NewImage(),
@@ -96,10 +108,16 @@ func New(img *sqfs.Image, o Options) *FS {
 		owner:         o.Owner,
 		restrict:      o.Restrict,
 		report:        reporter{log: o.Log},
+		source:        o.Source,
 		super:         super,
 		blockSize:     int64(super.BlockSize),
 		pieces:        make(chan piece),
 	}
+	f.ahead.init(f, o.Replay)
+	if o.Record {
+		f.trace.seen = make(map[Touch]struct{})
+	}
+	return f
 }
 
 // String returns the name of the file system type.
@@ -113,13 +131,14 @@ type Stats struct {
 	Lookup, GetAttr, Readlink, Open, ReadDir, Read, Xattr, StatFs uint64
 
 	ReadBytes uint64 // of file data in answers to READ
+	Stored    uint64 // bytes of file data that were put into the page cache before they were asked for
 	Errors    uint64 // answers of EIO
 	Cache     cache.Stats
 }
 
 // counters are what Stats shows.
 type counters struct {
-	lookup, getAttr, readlink, open, readDir, read, xattr, statFs, readBytes, errors atomic.Uint64
+	lookup, getAttr, readlink, open, readDir, read, xattr, statFs, readBytes, stored, errors atomic.Uint64
 }
 
 // Stats returns the counters since New. Those of Cache are of all images that share it.
@@ -128,7 +147,7 @@ func (f *FS) Stats() Stats {
 	return Stats{
 		Lookup: c.lookup.Load(), GetAttr: c.getAttr.Load(), Readlink: c.readlink.Load(), Open: c.open.Load(),
 		ReadDir: c.readDir.Load(), Read: c.read.Load(), Xattr: c.xattr.Load(), StatFs: c.statFs.Load(),
-		ReadBytes: c.readBytes.Load(), Errors: c.errors.Load(),
+		ReadBytes: c.readBytes.Load(), Stored: c.stored.Load(), Errors: c.errors.Load(),
 		Cache: f.cache.Stats(),
 	}
 }
@@ -181,9 +200,11 @@ func (f *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.
 	if err != nil {
 		return f.eio("lookup", dir.Ref, err)
 	}
-	if err := f.entry(dir.Ref, d, out); err != nil {
+	ino, err := f.entry(dir.Ref, d, out)
+	if err != nil {
 		return f.eio("lookup", d.Ref, err)
 	}
+	f.ahead.lookedUp(&ino)
 	return fuse.OK
 }
 
@@ -193,26 +214,25 @@ var (
 	errTwoParents = errors.New("directory was found in another place before")
 )
 
-// entry fills out with the inode that d of the directory dir leads to.
-func (f *FS) entry(dir sqfs.InodeRef, d sqfs.Dirent, out *fuse.EntryOut) error {
+// entry fills out with the inode that d of the directory dir leads to, and returns it.
+func (f *FS) entry(dir sqfs.InodeRef, d sqfs.Dirent, out *fuse.EntryOut) (ino sqfs.Inode, err error) {
 	if d.Ref == f.img.Root() {
-		return errRootEntry // a loop; the kernel refuses FUSE_ROOT_ID here too (fs/fuse/dir.c: invalid_nodeid)
+		return ino, errRootEntry // a loop; the kernel refuses FUSE_ROOT_ID here too (fs/fuse/dir.c: invalid_nodeid)
 	}
-	ino, err := f.img.Inode(d.Ref)
-	if err != nil {
-		return err
+	if ino, err = f.img.Inode(d.Ref); err != nil {
+		return ino, err
 	}
 	if ino.Type != d.Type {
-		return errEntryType
+		return ino, errEntryType
 	}
 	if ino.Type == sqfs.TypeDir && !f.places.enter(d.Ref, place{dir, d.Pos}) {
-		return errTwoParents
+		return ino, errTwoParents
 	}
 	out.NodeId = uint64(d.Ref) + nodeBase
 	out.SetEntryTimeout(forever)
 	out.SetAttrTimeout(forever)
 	f.attr(&ino, &out.Attr)
-	return nil
+	return ino, nil
 }
 
 // Forget has nothing to do: there is no table of inodes.

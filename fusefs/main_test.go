@@ -73,11 +73,11 @@ func fatal(err error) {
 
 // serve is the serving process. It writes "ready" to standard output, and its figures for each line that it reads.
 func (r *role) serve() {
-	img, err := r.open()
+	img, source, err := r.open()
 	if err != nil {
 		fatal(err)
 	}
-	o := Options{Owner: r.Owner, Restrict: r.Restrict, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	o := Options{Owner: r.Owner, Restrict: r.Restrict, Source: source, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
 	if r.Cache != 0 {
 		o.Cache = cache.New(r.Cache)
 	}
@@ -93,42 +93,30 @@ func (r *role) serve() {
 		err = serveGoFuse(f)
 		runtime.KeepAlive(dev) // else its finalizer would close descriptor 3
 	} else {
-		err = f.Serve(dev, func() { fmt.Println("ready") })
+		var store *os.File
+		if store, err = Clone(dev); err != nil {
+			fatal(err)
+		}
+		err = f.Serve(dev, store, func() { fmt.Println("ready") })
 	}
 	if err != nil {
 		fatal(err)
 	}
 }
 
-func (r *role) open() (*sqfs.Image, error) {
-	if r.Delay == 0 {
-		return openAt(r.Image, r.Offset)
-	}
+// open opens the image, and returns what it is read through.
+func (r *role) open() (*sqfs.Image, *Source, error) {
 	file, err := os.Open(r.Image)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	st, err := file.Stat()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return sqfs.New(slowReader{file, r.Delay}, st.Size(), nil)
-}
-
-// openAt opens the image at an offset of a file. It stays open.
-func openAt(name string, offset int64) (*sqfs.Image, error) {
-	if offset == 0 {
-		return sqfs.OpenImage(name)
-	}
-	file, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	st, err := file.Stat()
-	if err != nil {
-		return nil, err
-	}
-	return sqfs.New(file, st.Size()-offset, &sqfs.Options{Offset: offset})
+	source := NewSource(slowReader{file, r.Delay})
+	img, err := sqfs.New(source, st.Size()-r.Offset, &sqfs.Options{Offset: r.Offset})
+	return img, source, err
 }
 
 type slowReader struct {

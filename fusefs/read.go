@@ -7,6 +7,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/squirefs/squire/cache"
 	"github.com/squirefs/squire/sqfs"
 )
 
@@ -59,7 +60,7 @@ func (f *FS) readFile(ino *sqfs.Inode, off int64, dst []byte) fuse.Status {
 				failed = other
 			}
 		}()
-		return f.readPieces(&file, off, dst, &handed)
+		return f.readPieces(ino, &file, off, dst, &handed)
 	}()
 	if failed != nil {
 		return f.eioAt("read", ino.Ref, *failed)
@@ -69,8 +70,9 @@ func (f *FS) readFile(ino *sqfs.Inode, off int64, dst []byte) fuse.Status {
 
 // readPieces reads the extents of dst, those that find an idle helper with it as *handed. The caller must wait for
 // these in any case, as they write to dst.
-func (f *FS) readPieces(file *sqfs.File, off int64, dst []byte, handed **pieces) *failure {
+func (f *FS) readPieces(ino *sqfs.Inode, file *sqfs.File, off int64, dst []byte, handed **pieces) *failure {
 	i, skip := off/f.blockSize, int(off%f.blockSize)
+	first := i
 	for e, err := range file.Extents(i) {
 		if err != nil {
 			return &failure{i, off, err}
@@ -79,9 +81,13 @@ func (f *FS) readPieces(file *sqfs.File, off int64, dst []byte, handed **pieces)
 		if n <= 0 {
 			break // an extent shorter than its place in the file
 		}
+		if e.Block.Size != 0 {
+			f.trace.add(ino.Ref, i)
+			f.ahead.read(ino, i, &e.Block, i == first)
+		}
 		// The last piece is never handed off: this goroutine would only wait for it.
-		if n == len(dst) || !f.handOff(piece{dst: dst[:n], e: e, skip: skip, block: i, off: off}, handed) {
-			if err := f.readExtent(dst[:n], &e, skip); err != nil {
+		if n == len(dst) || !f.handOff(piece{ref: ino.Ref, dst: dst[:n], e: e, skip: skip, block: i, off: off}, handed) {
+			if err := f.readExtent(dst[:n], &e, skip, ino.Ref, off); err != nil {
 				return &failure{i, off, err}
 			}
 		}
@@ -93,14 +99,15 @@ func (f *FS) readPieces(file *sqfs.File, off int64, dst []byte, handed **pieces)
 	return &failure{i, off, io.ErrUnexpectedEOF}
 }
 
-// readExtent fills dst with the bytes of an extent from skip on. There are four ways, from the cheapest on:
+// readExtent fills dst with the bytes of an extent from skip on, which are those of the file ref from off on. There are
+// four ways, from the cheapest on:
 //
 //   - a hole is zeros;
 //   - a block that is wanted whole is decoded into the reply. It is not cached: the kernel keeps its pages;
 //   - part of a stored block is read from the image straight into the reply;
 //   - anything else is decoded into the cache and copied: fragments, which other files share, and blocks longer than
 //     the request, whose rest the kernel will want next. Stored fragments too, as one read brings many small files.
-func (f *FS) readExtent(dst []byte, e *sqfs.Extent, skip int) error {
+func (f *FS) readExtent(dst []byte, e *sqfs.Extent, skip int, ref sqfs.InodeRef, off int64) error {
 	b, n := &e.Block, len(dst)
 	switch {
 	case b.Size == 0:
@@ -112,7 +119,27 @@ func (f *FS) readExtent(dst []byte, e *sqfs.Extent, skip int) error {
 		part := sqfs.Block{Off: b.Off + int64(skip), Size: uint32(n), Len: uint32(n), Stored: true}
 		return f.readWhole(dst, part)
 	}
-	return f.readCached(dst, *b, e.Start+skip)
+	buf, err := f.cached(dst, *b, e.Start+skip)
+	if err != nil {
+		return err
+	}
+	if b.Fragment || f.jobs == nil || !f.tryStore(f.rest(buf, int(b.Len), ref, off-int64(skip), skip, skip+n)) {
+		buf.Release()
+	}
+	return nil
+}
+
+// rest is the job to put into the page cache what a block at off in the file ref has before byte from and behind byte
+// to: the kernel's squashfs does so too, and whoever reads a page of a block often reads another.
+func (f *FS) rest(buf *cache.Buffer, size int, ref sqfs.InodeRef, off int64, from, to int) storeJob {
+	j := storeJob{buf: buf}
+	if from > 0 {
+		j.parts = append(j.parts, part{ref, off, 0, from})
+	}
+	if to < size {
+		j.parts = append(j.parts, part{ref, off + int64(to), to, size - to})
+	}
+	return j
 }
 
 // short says that a block ends before the bytes of the file do.
@@ -120,7 +147,15 @@ func short(b sqfs.Block, n int) error {
 	return &sqfs.FormatError{What: fmt.Sprintf("block has %d bytes expanded, too few for the file", n), Off: b.Off}
 }
 
+// readWhole fills dst with a block, which is not of use here any more.
 func (f *FS) readWhole(dst []byte, b sqfs.Block) error {
+	if buf := f.cache.Find(f.id, b, true); buf != nil {
+		defer buf.Drop()
+		if copy(dst, buf.Bytes()) < len(dst) {
+			return short(b, len(buf.Bytes()))
+		}
+		return nil
+	}
 	n, err := f.img.ReadBlock(dst, b)
 	if err == nil && n < len(dst) {
 		err = short(b, n)
@@ -128,18 +163,19 @@ func (f *FS) readWhole(dst []byte, b sqfs.Block) error {
 	return err
 }
 
-func (f *FS) readCached(dst []byte, b sqfs.Block, start int) error {
+// cached fills dst with the bytes of a block from start on, and returns the block.
+func (f *FS) cached(dst []byte, b sqfs.Block, start int) (*cache.Buffer, error) {
 	buf, err := f.cache.Get(f.img, f.id, b)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer buf.Release()
 	src := buf.Bytes()
 	if start < 0 || start+len(dst) > len(src) {
-		return short(b, len(src))
+		buf.Release()
+		return nil, short(b, len(src))
 	}
 	copy(dst, src[start:])
-	return nil
+	return buf, nil
 }
 
 // Lseek finds data and holes; the kernel handles the other kinds of lseek itself (fs/fuse/file.c: fuse_file_llseek).

@@ -469,7 +469,7 @@ func TestPanicWaitsForHelpers(t *testing.T) {
 	time.Sleep(20 * time.Millisecond) // for the helpers to wait for work
 	src.at.Store(last.Block.Off)
 	buf := make([]byte, len(data))
-	tr := &transport{fs: f, fd: -1}
+	tr := &transport{fs: f}
 	in := &fuse.ReadIn{InHeader: fuse.InHeader{NodeId: uint64(ino.Ref) + nodeBase}, Size: uint32(len(buf))}
 	if _, code := tr.guardedRead(in, buf); code != fuse.EIO {
 		t.Errorf("answer %v, want %v", code, fuse.EIO)

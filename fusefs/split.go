@@ -15,6 +15,7 @@ import (
 
 // piece is one extent of a READ.
 type piece struct {
+	ref   sqfs.InodeRef
 	dst   []byte
 	e     sqfs.Extent
 	skip  int
@@ -69,7 +70,7 @@ func (f *FS) readPiece(p *piece) (err error) {
 			err = errPanic
 		}
 	}()
-	return f.readExtent(p.dst, &p.e, p.skip)
+	return f.readExtent(p.dst, &p.e, p.skip, p.ref, p.off)
 }
 
 // handOff gives p to an idle helper, as one of *of, which it makes if it is nil. It reports false if none is idle.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -42,20 +41,13 @@ const (
 	maxReaders = 128
 )
 
-// transport moves messages between the device and a file system: several goroutines read the device, each answers the
-// request that it got. This is instead of go-fuse's Server because that one has 2 to 16 readers, allocates 11 times
-// for each READ and cannot go on with a device that another process has served.
-//
-// The goroutines block in read(2) instead of waiting in Go's poller: a wake-up through epoll costs a second system
-// call and wakes all of them.
+// transport moves messages between the device and a file system. This is instead of go-fuse's Server because that one
+// has 2 to 16 readers, allocates 11 times for each READ and cannot go on with a device that another process has served.
+// Which goroutine waits for the next request is in watch.go.
 type transport struct {
-	fs *FS
-	ps *fuse.ProtocolServer
-	fd int
-
-	waiting atomic.Int32 // readers in read(2), or about to be
-	readers atomic.Int32
-	spare   int32 // how many may wait
+	fs      *FS
+	ps      *fuse.ProtocolServer
+	dev     watch
 	done    sync.WaitGroup
 	replies replyPool
 
@@ -66,18 +58,18 @@ type transport struct {
 // that Mount or MountFusermount returned, maybe in another process; Serve closes it. ready, if not nil, is called once
 // the kernel has the answer to INIT: from then on the mount can be used.
 //
+// store, if not nil, is a clone of dev (see Guard), through which Serve puts data into the page cache before it is asked
+// for; Serve closes it too.
+//
 // Serve starts up to 128 goroutines, and two for each processor beside these, and returns when the last has ended. An
-// FS is served once.
-func (f *FS) Serve(dev *os.File, ready func()) error {
+// FS is served once. A process that serves should have more threads for Go code than processors (runtime.GOMAXPROCS):
+// decoders keep theirs for a millisecond at a time, and a request that was read waits for a free one.
+func (f *FS) Serve(dev, store *os.File, ready func()) error {
 	defer dev.Close()
-	t := &transport{
-		fs:    f,
-		ps:    fuse.NewProtocolServer(f, f.protocolOptions()),
-		fd:    int(dev.Fd()),
-		spare: int32(2 * runtime.GOMAXPROCS(0)),
-	}
-	if err := unix.SetNonblock(t.fd, false); err != nil {
-		return fmt.Errorf("serve fuse: make the device blocking: %w", err)
+	t := &transport{fs: f, ps: fuse.NewProtocolServer(f, f.protocolOptions())}
+	t.dev.init(int(dev.Fd()))
+	if err := unix.SetNonblock(t.dev.fd, true); err != nil {
+		return fmt.Errorf("serve fuse: make the device non-blocking: %w", err)
 	}
 	if err := t.init(); err != nil {
 		return err
@@ -87,7 +79,17 @@ func (f *FS) Serve(dev *os.File, ready func()) error {
 	}
 	stopHelpers := f.startHelpers()
 	defer stopHelpers()
-	t.waiting.Store(1)
+	if store != nil {
+		stopStorers := f.startStorers(store, t.dev.fd)
+		defer stopStorers()
+	}
+	stopAhead := f.ahead.start()
+	defer stopAhead()
+	t.dev.more = t.start
+	if f.source != nil {
+		f.source.watch.Store(&t.dev)
+		defer f.source.watch.Store(nil)
+	}
 	t.start()
 	t.done.Wait()
 	if err := t.failure.Load(); err != nil {
@@ -118,7 +120,7 @@ func (f *FS) protocolOptions() *fuse.MountOptions {
 // init answers the first request, which must be INIT.
 func (t *transport) init() error {
 	in, out := make([]byte, requestSize), make([]byte, replySize)
-	n, err := t.read(in)
+	n, err := t.dev.wait(in)
 	if errors.Is(err, unix.ENODEV) {
 		return errors.New("serve fuse: unmounted before the kernel sent INIT")
 	}
@@ -142,71 +144,38 @@ func (t *transport) init() error {
 		reply.MaxWrite = maxWrite
 		reply.MaxReadAhead = maxRead // no less than Prepared.TuneReadAhead sets, before or after this
 	}
-	if _, err := unix.Write(t.fd, out[:size]); err != nil {
+	if _, err := unix.Write(t.dev.fd, out[:size]); err != nil {
 		return fmt.Errorf("serve fuse: answer INIT: %w", err)
 	}
 	return nil
 }
 
-// start starts a reader, unless there are enough.
-//
-// REQUIRES: the caller has counted it in waiting.
+// start starts a goroutine that answers requests, unless there are enough.
 func (t *transport) start() {
-	if t.readers.Add(1) > maxReaders {
-		t.readers.Add(-1)
-		t.waiting.Add(-1)
+	if !t.dev.enlist(maxReaders) {
 		return
 	}
-	t.done.Add(1)
-	go t.serve()
+	t.done.Go(func() {
+		defer t.dev.discharge()
+		in, out := make([]byte, requestSize), make([]byte, replySize)
+		for {
+			n, err := t.dev.next(in)
+			if err != nil {
+				t.fail(err)
+				return
+			}
+			if t.fs.source == nil {
+				t.dev.relay()
+			}
+			t.answer(in[:n], out)
+		}
+	})
 }
 
-// serve reads and answers requests until the mount is gone or there are enough other readers.
-//
-// INVARIANT: while a request is answered, somebody else waits at the device, or all readers are busy. So a request
-// that takes long, as the image is on slow storage, holds up nobody.
-func (t *transport) serve() {
-	defer t.done.Done()
-	defer t.readers.Add(-1)
-	in, out := make([]byte, requestSize), make([]byte, replySize)
-	for {
-		n, err := t.read(in)
-		if err != nil {
-			t.waiting.Add(-1)
-			t.fail(err)
-			return
-		}
-		if t.waiting.Add(-1) == 0 {
-			t.waiting.Add(1)
-			t.start()
-		}
-		t.answer(in[:n], out)
-		if t.waiting.Add(1) > t.spare {
-			t.waiting.Add(-1)
-			return
-		}
-	}
-}
-
-// read reads one request.
-func (t *transport) read(in []byte) (int, error) {
-	for {
-		n, err := unix.Read(t.fd, in)
-		switch err {
-		case unix.EINTR, // signal
-			unix.ENOENT: // the caller was killed before the request got here (fs/fuse/dev.c: fuse_dev_do_read)
-		case unix.EAGAIN: // somebody made the shared file description non-blocking again
-			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(t.fd), Events: unix.POLLIN}}, -1)
-		default:
-			return n, err
-		}
-	}
-}
-
-// fail notes why a reader ended. ENODEV is the regular end: the mount is gone; every reader gets it. An abort
+// fail notes why a goroutine ended, if that is not because there are enough. ENODEV is the regular end: the mount is gone; every reader gets it. An abort
 // through /sys/fs/fuse/connections looks the same, as FUSE_ABORT_ERROR is not asked for.
 func (t *transport) fail(err error) {
-	if errors.Is(err, unix.ENODEV) {
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, errSpare) {
 		return
 	}
 	err = fmt.Errorf("serve fuse: read request: %w", err)
@@ -241,6 +210,9 @@ func (t *transport) answer(in, small []byte) {
 		// request here can be given up halfway; EAGAIN, go-fuse's answer to an unknown one, would be sent again
 		// and again until the request is done.
 		t.reply(h.Unique, small, 0, fuse.ENOSYS)
+	case opIoctl:
+		// Python asks each file that it opens whether it is a terminal. The kernel makes ENOTTY of ENOSYS, but asks again.
+		t.reply(h.Unique, small, 0, fuse.Status(unix.ENOTTY))
 	case opLookup:
 		t.answerLookup(h, in[unsafe.Sizeof(*h):], small)
 	case opRead:
@@ -328,7 +300,7 @@ func (t *transport) reply(unique uint64, out []byte, n int, code fuse.Status) {
 // mount, which the next read of the device finds too.
 func (t *transport) write(out []byte) {
 	for {
-		if _, err := unix.Write(t.fd, out); err != unix.EINTR {
+		if _, err := unix.Write(t.dev.fd, out); err != unix.EINTR {
 			return
 		}
 	}

@@ -25,7 +25,7 @@ func TestServeWhatIsNoDevice(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.Close()
-		err = openImage(t, image, Options{}).Serve(r, func() { t.Error("ready") })
+		err = openImage(t, image, Options{}).Serve(r, nil, func() { t.Error("ready") })
 		if err == nil || !strings.Contains(err.Error(), "INIT") {
 			t.Errorf("%s: %v, want an error about INIT", name, err)
 		}

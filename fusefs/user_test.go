@@ -267,7 +267,7 @@ func TestPrepare(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		err = openImage(t, image, Options{}).Serve(m.Device, nil)
+		err = openImage(t, image, Options{}).Serve(m.Device, nil, nil)
 		if err == nil || !strings.Contains(err.Error(), "unmounted before") {
 			t.Errorf("attached %v, then gone: %v", attached, err)
 		}

@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	goruntime "runtime"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,50 +19,40 @@ type server struct {
 
 	pid  int
 	conn *os.File
+
+	guardPID int      // 0 while there is none
+	guard    *os.File // its end of its connection with the server; closed once it was started
 }
 
 // startServer starts a server process, which waits for open. It must get none
 // of the descriptors that this process inherited.
 func startServer() (*server, error) {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("make a socket pair: %w", err)
+	var pairs [2][2]*os.File
+	for i := range pairs {
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return nil, fmt.Errorf("make a socket pair: %w", err)
+		}
+		pairs[i] = [2]*os.File{os.NewFile(uintptr(pair[0]), "server"), os.NewFile(uintptr(pair[1]), "client")}
+		defer pairs[i][1].Close()
 	}
-	theirs := os.NewFile(uintptr(pair[1]), "client")
-	defer theirs.Close()
-	s := &server{conn: os.NewFile(uintptr(pair[0]), "server")}
-	if s.pid, err = forkServer(theirs); err != nil {
+	s := &server{conn: pairs[0][0], guard: pairs[1][0]}
+	var err error
+	if s.pid, err = forkServer(pairs[0][1], pairs[1][1]); err != nil {
 		s.conn.Close()
+		s.guard.Close()
 		return nil, fmt.Errorf("start the image server: %w", err)
 	}
 	return s, nil
 }
 
-func forkServer(socket *os.File) (pid int, err error) {
+func forkServer(socket, guard *os.File) (pid int, err error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return 0, err
 	}
 	defer null.Close()
-	attr := &syscall.ProcAttr{
-		// With more, Go would start threads at once that have nothing to do yet,
-		// and each would have to be told to give up its rights.
-		Env:   []string{"GOMAXPROCS=1"},
-		Files: []uintptr{null.Fd(), null.Fd(), 2, socket.Fd()},
-		// A session of its own: ^C on the terminal is not for the server.
-		Sys: &syscall.SysProcAttr{Setsid: true},
-	}
-	if os.Geteuid() == 0 {
-		// What is given up here need not be given up in every thread there. Not
-		// so the user: the new program would be open to others of nobody's.
-		attr.Sys.Credential = &syscall.Credential{Gid: nobody}
-	}
-	pid, err = syscall.ForkExec("/proc/self/exe", []string{serverName}, attr)
-	if err != nil && attr.Sys.Credential != nil {
-		attr.Sys.Credential = nil // root without the right to change
-		pid, err = syscall.ForkExec("/proc/self/exe", []string{serverName}, attr)
-	}
-	return pid, err
+	return forkStage(serverName, serverAttr(null.Fd(), null.Fd(), 2, socket.Fd(), guard.Fd()))
 }
 
 // open hands the opened image to the server and waits until it has understood
@@ -133,8 +122,17 @@ func endedEarly(ws unix.WaitStatus) error {
 // close lets go of a server without a mount, which then ends, and returns how.
 func (s *server) close() (ws unix.WaitStatus) {
 	s.conn.Close()
+	s.guard.Close()
+	ws = wait(s.pid)
+	if s.guardPID != 0 {
+		wait(s.guardPID)
+	}
+	return ws
+}
+
+func wait(pid int) (ws unix.WaitStatus) {
 	for {
-		if _, err := unix.Wait4(s.pid, &ws, 0, nil); !errors.Is(err, unix.EINTR) {
+		if _, err := unix.Wait4(pid, &ws, 0, nil); !errors.Is(err, unix.EINTR) {
 			return ws
 		}
 	}

@@ -22,6 +22,8 @@ func main() {
 		os.Exit(runtime.Init(mountImage))
 	case serverName:
 		os.Exit(serve())
+	case guardName:
+		os.Exit(guard())
 	case bench.ChildName:
 		os.Exit(bench.Child(os.Args[1:], os.Stdout, os.Stderr))
 	}

@@ -171,6 +171,10 @@ func (o *mountOptions) run(image, dir string) error {
 		srv.close()
 		return err
 	}
+	if err = srv.startGuard(); err != nil {
+		_ = fusefs.Unmount(dir, true)
+		return err
+	}
 	if o.foreground {
 		return srv.attend(dir, signals)
 	}

@@ -66,6 +66,32 @@ func testServerKilled(t *testing.T, l *lab, who user) {
 	l.wantNothingLeft(t)
 }
 
+// testServerKilledReading kills the server while programs read in order, when its threads may wait for pages that only it
+// can bring: everybody has to go on with an error all the same, see fusefs/store.go.
+func testServerKilledReading(t *testing.T, l *lab, who user) {
+	for range 5 {
+		dir := l.mkdir(t, who)
+		cmd, stderr := l.start(t, who, dir, l.squire, "run", l.images["zstd"], "--",
+			"sh", "-c", "touch "+dir+"/ready; for d in lib bin sbin share; do find /usr/$d -type f -exec cat {} + >/dev/null & done; wait; exit 3")
+		time.Sleep(200 * time.Millisecond)
+		server := l.server(t)
+		if err := syscall.Kill(server, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		select {
+		case err := <-ended:
+			if err == nil || !strings.Contains(stderr.String(), "the image server ended early (killed)") {
+				t.Errorf("%v; stderr: %s", err, stderr)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("the container hangs after its server was killed: %s", describe(l.processes()))
+		}
+		l.wantNothingLeft(t)
+	}
+}
+
 // wantNoRights wants every thread of a process, which reads what strangers made, to be nobody of note.
 func wantNoRights(t *testing.T, pid int) {
 	t.Helper()

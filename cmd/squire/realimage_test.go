@@ -29,6 +29,7 @@ func TestRealImage(t *testing.T) {
 		t.Run("python-at-once/"+who.name, func(t *testing.T) { testPythonAtOnce(t, l, who) })
 		t.Run("killed/"+who.name, func(t *testing.T) { testKilled(t, l, who) })
 		t.Run("server-killed/"+who.name, func(t *testing.T) { testServerKilled(t, l, who) })
+		t.Run("server-killed-reading/"+who.name, func(t *testing.T) { testServerKilledReading(t, l, who) })
 		t.Run("all-told/"+who.name, func(t *testing.T) { testAllTold(t, l, who) })
 		t.Run("status/"+who.name, func(t *testing.T) { testStatus(t, l, who) })
 		t.Run("bad-input/"+who.name, func(t *testing.T) { testBadInput(t, l, who) })

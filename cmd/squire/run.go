@@ -241,7 +241,13 @@ func start(spec *runtime.Spec, host *runtime.Host, ops []runtime.Op, stats bool)
 	}
 	r := &runtime.Runner{Files: []*os.File{srv.conn}, Spare: []int{srv.pid}}
 	status, err := runContainer(r, spec, host, ops, func() error {
-		return srv.open(serverConfig{Image: spec.Image, Owner: owner(spec, host), Restrict: true, Steadfast: true}, file)
+		if err := srv.open(serverConfig{Image: spec.Image, Owner: owner(spec, host), Restrict: true, Steadfast: true}, file); err != nil {
+			return err
+		}
+		var err error
+		runtime.Shielded(func() { err = srv.startGuard() })
+		r.Spare = append(r.Spare, srv.guardPID)
+		return err
 	})
 	last, early := srv.finish()
 	if err == nil && early != nil {

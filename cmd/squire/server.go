@@ -3,12 +3,10 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/signal"
 	goruntime "runtime"
-	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -36,10 +34,12 @@ import (
 // A client that has the device from the start sends it with the image; the
 // second and the third message are then left out.
 
-// serverName is argv[0] of the server stage; serverSocket its descriptor.
+// serverName is argv[0] of the server stage; serverSocket its descriptor, and
+// guardSocket that of the guard.
 const (
 	serverName   = "squire-serve"
 	serverSocket = 3
+	guardSocket  = 4
 )
 
 type serverConfig struct {
@@ -117,6 +117,7 @@ func serve() int {
 	runtime.SetName(serverName)
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM)
 	unix.CloseOnExec(serverSocket)
+	unix.CloseOnExec(guardSocket)
 	conn := os.NewFile(serverSocket, "client")
 	if err := serveImage(conn); err != nil {
 		return runtime.ExitFailed // the client has been told, or is gone
@@ -141,8 +142,8 @@ func serveImage(conn *os.File) error {
 			return err
 		}
 	}
-	reader := &countingReader{r: files[0]}
-	fs, size, err := openServed(reader, files[0], &cfg)
+	source := fusefs.NewSource(files[0])
+	fs, size, err := openServed(source, files[0], &cfg)
 	if err != nil {
 		_ = sendMessage(conn, &serverState{Error: err.Error()})
 		return err
@@ -159,10 +160,12 @@ func serveImage(conn *os.File) error {
 	if len(devices) == 0 {
 		return errors.New("no device came with the second message")
 	}
-	err = fs.Serve(devices[0], func() {
-		_ = sendMessage(conn, &serverState{Size: size, Serving: true, Read: reader.n.Load()})
+	guard := os.NewFile(guardSocket, "guard")
+	defer guard.Close() // the guard sees the end of the server by it
+	err = fs.Serve(devices[0], guarded(devices[0], guard), func() {
+		_ = sendMessage(conn, &serverState{Size: size, Serving: true, Read: read(source)})
 	})
-	end := serverState{Size: size, Serving: true, Ended: true, Read: reader.n.Load(), Requests: requests(fs.Stats())}
+	end := serverState{Size: size, Serving: true, Ended: true, Read: read(source), Requests: requests(fs.Stats())}
 	if err != nil {
 		end.Error = err.Error()
 	}
@@ -175,12 +178,14 @@ func requests(s fusefs.Stats) uint64 {
 }
 
 // openServed gives up rights, then looks at the image for the first time.
-func openServed(r io.ReaderAt, file *os.File, cfg *serverConfig) (*fusefs.FS, int64, error) {
+func openServed(source *fusefs.Source, file *os.File, cfg *serverConfig) (*fusefs.FS, int64, error) {
 	if err := confine(); err != nil {
 		return nil, 0, err
 	}
-	goruntime.GOMAXPROCS(max(cfg.Processors, 1))
-	img, err := newImage(r, file, cfg.Offset)
+	// Twice as many: whoever decodes keeps one for a millisecond at a time, and a
+	// request that was read waits for a free one.
+	goruntime.GOMAXPROCS(2 * max(cfg.Processors, 1))
+	img, err := newImage(source, file, cfg.Offset)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -192,6 +197,7 @@ func openServed(r io.ReaderAt, file *os.File, cfg *serverConfig) (*fusefs.FS, in
 		Cache:    cache.New(budget),
 		Owner:    cfg.Owner,
 		Restrict: cfg.Restrict,
+		Source:   source,
 		Log:      slog.New(slog.NewTextHandler(os.Stderr, nil)).With("image", cfg.Image),
 	}), img.Superblock().BytesUsed, nil
 }
@@ -235,14 +241,8 @@ func becomeNobody() error {
 	return errors.Join(err, syscall.Setuid(nobody))
 }
 
-// countingReader counts what is read from the image.
-type countingReader struct {
-	r io.ReaderAt
-	n atomic.Int64
-}
-
-func (c *countingReader) ReadAt(p []byte, off int64) (int, error) {
-	n, err := c.r.ReadAt(p, off)
-	c.n.Add(int64(n))
-	return n, err
+// read returns how many bytes of the image were read.
+func read(s *fusefs.Source) int64 {
+	_, n := s.Reads()
+	return int64(n)
 }

@@ -1,0 +1,299 @@
+package fusefs
+
+import (
+	"runtime"
+	"sync"
+
+	"github.com/squirefs/squire/sqfs"
+)
+
+// ahead decodes blocks before they are asked for, in goroutines of its own. There are three reasons to expect that a
+// block will be asked for:
+//
+//   - somebody reads in order, through a file or from file to file in the order of the image: a stream;
+//   - somebody looked up a file, see lookup.go;
+//   - it was read when the image was used before, see lookup.go too.
+//
+// What is decoded for a stream goes to the kernel's page cache at once, if it can, where its reader finds it without
+// asking; what the kernel does not take, as it does not know the file yet, waits in the block cache.
+//
+// What is decoded in vain is bounded: a stream begins with nothing, and is given more only as its reader comes to what
+// was decoded for it, or to the end of that.
+type ahead struct {
+	fs *FS
+
+	mu      sync.Mutex
+	work    sync.Cond              // signalled when there may be work
+	streams []*stream              // the one that was read last at the end
+	pending map[sqfs.Block]*stream // decoded, or being decoded, and not asked for yet
+	closed  bool
+
+	lookups
+}
+
+// A stream is a place in the image from which somebody reads forward.
+type stream struct {
+	ref    sqfs.InodeRef // file that was read last
+	block  int64         // of it
+	next   position      // where to go on
+	steps  int           // how many requests came in order
+	window int64         // bytes that may be decoded after what was read last
+	done   int64         // bytes that were decoded so far
+	read   int64         // value of done when what was read last had been decoded
+	queue  []queued      // blocks that nobody asked for yet, in order
+	shared sqfs.Block    // fragment that was decoded for the reader, parts of which other files have; Size 0: none
+	busy   bool          // somebody looks for the next block
+	ended  bool
+}
+
+// queued is a block that was decoded ahead, and the stream's done after it.
+type queued struct {
+	block sqfs.Block
+	done  int64
+}
+
+const (
+	maxStreams = 32
+	// inOrder is how many requests have to come in order before more is decoded than was asked for. Programs that start
+	// jump about, and a few steps in order come about by chance.
+	inOrder = 4
+	// minWindow is what is decoded ahead then. It doubles with each request in order.
+	minWindow = 256 << 10
+	// maxWindow keeps several processors busy, and reads from storage under way, while the reader takes what is there.
+	maxWindow = 8 << 20
+	// adjacent is how far apart in the table two inodes may be, in bytes, whose files are taken for being read one
+	// after the other; skipped how far apart they may be for the reader to have left out some, or for several readers
+	// to take turns. A small file has some 32 bytes.
+	adjacent = 64
+	skipped  = 256
+)
+
+func (a *ahead) init(f *FS, replay []Touch) {
+	a.fs = f
+	a.work.L = &a.mu
+	a.pending = make(map[sqfs.Block]*stream)
+	a.lookups.init(replay, f.cache.Budget()/2)
+}
+
+// start starts the goroutines, and returns a function that ends them and waits for them.
+func (a *ahead) start() (stop func()) {
+	var running sync.WaitGroup
+	for range runtime.NumCPU() {
+		running.Go(a.run)
+	}
+	return func() {
+		a.mu.Lock()
+		a.closed = true
+		a.mu.Unlock()
+		a.work.Broadcast()
+		running.Wait()
+	}
+}
+
+// run does what there is to do until the end. What was looked up is needed soonest, what was read before latest.
+func (a *ahead) run() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for !a.closed {
+		if len(a.found) > 0 {
+			a.follow()
+		} else if s := a.choose(); s != nil {
+			a.advance(s)
+		} else if a.canReplay() {
+			a.replayNext()
+		} else {
+			a.work.Wait()
+		}
+	}
+}
+
+// read notes that block i of ino, which is at b, is being read; first says that it is the first block of a request. It
+// does not allocate in the steady state.
+func (a *ahead) read(ino *sqfs.Inode, i int64, b *sqfs.Block, first bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := a.pending[*b]
+	if a.owns(s) {
+		a.settle(s, *b, true)
+		s = nil
+	}
+	if first && i == 0 {
+		a.begun()
+	}
+	if s == nil {
+		s = a.find(ino.Ref, i)
+	}
+	if s == nil {
+		s = a.add()
+		*s = stream{ref: ino.Ref, block: i, next: position{*ino, i + 1}, queue: s.queue[:0]}
+	} else {
+		a.touch(s)
+		a.goOn(s, ino, i, b, first)
+	}
+	if b.Fragment && s.steps >= 2 {
+		s.shared = *b
+	}
+	if s.hasWork() {
+		a.work.Signal()
+	}
+}
+
+// goOn notes that the reader of s has come to block i of ino.
+func (a *ahead) goOn(s *stream, ino *sqfs.Inode, i int64, b *sqfs.Block, first bool) {
+	expected := a.pending[*b] == s
+	overtakes := s.next.before(ino.Ref, i+1)
+	inTurn := expected || s.next.ino.Ref == ino.Ref && s.next.i == i ||
+		i == 0 && distance(s.next.ino.Ref, ino.Ref) <= adjacent
+	if ino.Ref > s.ref || ino.Ref == s.ref && i > s.block {
+		s.ref, s.block = ino.Ref, i
+	}
+	switch {
+	case expected:
+		a.consume(s, *b)
+	case overtakes: // the reader came to the end of what was decoded, or jumped over it
+		s.next = position{*ino, i + 1}
+		a.consume(s, sqfs.Block{})
+	default:
+		return // a part of what was read before
+	}
+	if !inTurn {
+		s.window = 0
+	} else if first {
+		if s.steps++; s.steps >= inOrder {
+			s.window = min(max(2*s.window, minWindow), maxWindow)
+		}
+	}
+}
+
+// consume takes all that was queued up to block b out of the queue, everything if b is not in it.
+func (a *ahead) consume(s *stream, b sqfs.Block) {
+	for k, q := range s.queue {
+		if a.pending[q.block] == s {
+			delete(a.pending, q.block)
+		}
+		s.read = q.done
+		if q.block == b {
+			s.queue = append(s.queue[:0], s.queue[k+1:]...)
+			return
+		}
+	}
+	s.queue = s.queue[:0]
+	s.read = s.done
+}
+
+// find returns the stream that the reading of block i of ref goes on with, or nil.
+func (a *ahead) find(ref sqfs.InodeRef, i int64) *stream {
+	for k := len(a.streams) - 1; k >= 0; k-- {
+		if s := a.streams[k]; s.leadsTo(ref, i, a.fs.blockSize) {
+			return s
+		}
+	}
+	return nil
+}
+
+// leadsTo reports whether block i of ref is where the reader of s goes on: near the block that was read last, as the
+// kernel does not keep requests in order; or the first of a file behind that, or behind what was decoded already.
+func (s *stream) leadsTo(ref sqfs.InodeRef, i, blockSize int64) bool {
+	if ref == s.ref {
+		return i+1 >= s.block && i <= s.block+max(1, maxRead/blockSize)
+	}
+	return i == 0 && ref > s.ref && (ref <= s.next.ino.Ref || distance(max(s.ref, s.next.ino.Ref), ref) <= skipped)
+}
+
+// add adds a stream in place of the one that nobody has read from for the longest time.
+func (a *ahead) add() *stream {
+	if len(a.streams) < maxStreams {
+		s := new(stream)
+		a.streams = append(a.streams, s)
+		return s
+	}
+	old := a.streams[0]
+	a.consume(old, sqfs.Block{})
+	if old.busy { // somebody still works with it
+		old.ended = true
+		old = new(stream)
+	}
+	copy(a.streams, a.streams[1:])
+	a.streams[maxStreams-1] = old
+	return old
+}
+
+// touch moves s to the end.
+func (a *ahead) touch(s *stream) {
+	for k := len(a.streams) - 1; k >= 0; k-- {
+		if a.streams[k] == s {
+			copy(a.streams[k:], a.streams[k+1:])
+			a.streams[len(a.streams)-1] = s
+			return
+		}
+	}
+}
+
+// choose returns a stream with something to do, or nil.
+func (a *ahead) choose() *stream {
+	for k := len(a.streams) - 1; k >= 0; k-- {
+		if s := a.streams[k]; s.hasWork() {
+			return s
+		}
+	}
+	return nil
+}
+
+func (s *stream) hasWork() bool {
+	return !s.busy && !s.ended && (s.shared.Size > 0 || s.done-s.read < s.window)
+}
+
+// advance decodes the next block of s, or passes on what other files have of a fragment that is decoded. a.mu is held,
+// and free meanwhile.
+func (a *ahead) advance(s *stream) {
+	w := walk{at: s.next, shared: s.shared, across: s.steps >= inOrder, only: s.done-s.read >= s.window}
+	s.shared = sqfs.Block{}
+	s.busy = true
+	a.mu.Unlock()
+	more := a.fs.following(&w)
+	a.mu.Lock()
+	s.busy = false
+	if !w.only && s.next.before(w.at.ino.Ref, w.at.i) {
+		s.next = w.at
+	}
+	if !more {
+		s.window = 0 // the reader will say where to go on
+	}
+	if len(w.parts) == 0 || s.ended {
+		return
+	}
+	if w.block != w.shared && a.pending[w.block] == nil {
+		a.pending[w.block] = s
+		s.done += int64(w.block.Len)
+		s.queue = append(s.queue, queued{w.block, s.done})
+	}
+	if s.hasWork() {
+		a.work.Signal() // somebody else can go on
+	}
+	a.mu.Unlock()
+	defer a.mu.Lock()
+	a.pass(w.block, w.parts)
+}
+
+// pass decodes a block, unless it is kept, and has parts of it put into the page cache.
+func (a *ahead) pass(b sqfs.Block, parts []part) {
+	buf, err := a.fs.cache.Get(a.fs.img, a.fs.id, b)
+	if err != nil {
+		return // whoever reads it will be told
+	}
+	if a.fs.jobs == nil || !b.Fragment && a.askedFor(b) {
+		buf.Release() // whoever asked has it from here
+		return
+	}
+	for _, p := range parts {
+		a.fs.trace.add(p.ref, p.off/a.fs.blockSize)
+	}
+	a.fs.jobs <- storeJob{buf: buf, parts: parts, keep: b.Fragment}
+}
+
+// askedFor reports whether somebody asked for a block since it was chosen.
+func (a *ahead) askedFor(b sqfs.Block) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.pending[b] == nil
+}

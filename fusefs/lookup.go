@@ -1,0 +1,207 @@
+package fusefs
+
+import "github.com/squirefs/squire/sqfs"
+
+// lookups is what ahead does when somebody looks a file up, who mostly reads it next: from looking up a file to reading
+// it a program takes about as long as it takes to decode a block.
+type lookups struct {
+	found   []sqfs.Inode // files that were looked up, for which there is something to do
+	guesses stream       // owns the blocks that were decoded because of that
+	credit  int          // how many more may be
+	starts  int          // of files, that were read
+
+	touches []Touch                    // what is to be replayed, in order
+	files   map[sqfs.InodeRef][]uint32 // blocks of files that were read before, until the file is found
+	replay  stream                     // owns the blocks that were replayed
+}
+
+const (
+	// maxCredit is how many files that nobody reads may be looked up before nothing is decoded for them any more. Each
+	// block that is asked for after all gives one back, and so do startsForCredit files that are read.
+	maxCredit       = 32
+	startsForCredit = 8
+	maxFound        = 1024
+)
+
+// init takes what was read before, and how many bytes of it may wait in the block cache.
+func (l *lookups) init(replay []Touch, budget int64) {
+	l.credit = maxCredit
+	if len(replay) == 0 {
+		return
+	}
+	l.touches, l.replay.window = replay, budget
+	l.files = make(map[sqfs.InodeRef][]uint32)
+	for _, t := range replay {
+		l.files[t.Ref] = append(l.files[t.Ref], t.Block)
+	}
+}
+
+// owns reports whether s is no reader's.
+func (l *lookups) owns(s *stream) bool { return s != nil && (s == &l.guesses || s == &l.replay) }
+
+// lookedUp notes that somebody has looked up a file. The blocks of it that were read when the image was used before go
+// to the kernel; of others the first one is decoded, as long as that has been of use.
+func (a *ahead) lookedUp(ino *sqfs.Inode) {
+	if ino.Type != sqfs.TypeFile || ino.Size == 0 {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if _, known := a.files[ino.Ref]; !known {
+		if a.credit == 0 {
+			return
+		}
+		a.credit--
+	}
+	a.enqueue(ino)
+}
+
+// listed is lookedUp for files that come up in a listing, most of which nobody reads.
+func (a *ahead) listed(ino *sqfs.Inode) {
+	if ino.Type != sqfs.TypeFile {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if _, known := a.files[ino.Ref]; known {
+		a.enqueue(ino)
+	}
+}
+
+// enqueue has something done for a file. a.mu is held.
+func (a *ahead) enqueue(ino *sqfs.Inode) {
+	if len(a.found) < maxFound {
+		a.found = append(a.found, *ino)
+		a.work.Signal()
+	}
+}
+
+// begun notes that somebody begins to read a file.
+func (a *ahead) begun() {
+	if a.starts++; a.starts%startsForCredit == 0 {
+		a.refund()
+	}
+}
+
+// refund allows another guess.
+func (a *ahead) refund() { a.credit = min(a.credit+1, maxCredit) }
+
+// follow does what a file that was found calls for. a.mu is held, and free meanwhile.
+func (a *ahead) follow() {
+	ino := a.found[0]
+	if a.found = a.found[1:]; len(a.found) > 0 {
+		a.work.Signal()
+	} else {
+		a.found = nil
+	}
+	blocks, known := a.files[ino.Ref]
+	delete(a.files, ino.Ref)
+	a.mu.Unlock()
+	defer a.mu.Lock()
+	file, err := a.fs.img.File(&ino)
+	if err != nil {
+		return
+	}
+	if !known {
+		if e, err := file.Extent(0); err == nil && e.Block.Size > 0 {
+			a.preload(&a.guesses, e.Block)
+		}
+		return
+	}
+	for _, i := range blocks {
+		if e, err := file.Extent(int64(i)); err == nil && e.Block.Size > 0 {
+			a.passReplayed(e.Block, part{ino.Ref, int64(i) * a.fs.blockSize, e.Start, e.Len})
+		}
+	}
+}
+
+// passReplayed is pass for a part of a block that was replayed, or is to be.
+func (a *ahead) passReplayed(b sqfs.Block, p part) {
+	a.mu.Lock()
+	if a.pending[b] == nil {
+		a.pending[b] = &a.replay
+		a.replay.done += int64(b.Len)
+	}
+	a.mu.Unlock()
+	a.pass(b, []part{p})
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.pending[b] == &a.replay {
+		a.settle(&a.replay, b, false)
+	}
+}
+
+// preload decodes a block for s, guesses or replay, unless somebody has.
+func (a *ahead) preload(s *stream, b sqfs.Block) {
+	a.mu.Lock()
+	if a.pending[b] != nil {
+		if s == &a.guesses {
+			a.refund()
+		}
+		a.mu.Unlock()
+		return
+	}
+	a.pending[b] = s
+	s.done += int64(b.Len)
+	if s == &a.guesses {
+		a.forgetOld(b)
+	}
+	a.mu.Unlock()
+	did, err := a.fs.cache.Load(a.fs.img, a.fs.id, b)
+	if did && err == nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.pending[b] == s {
+		a.settle(s, b, err == nil)
+	}
+}
+
+// forgetOld bounds the guesses that nobody asked for; b is a new one.
+func (a *ahead) forgetOld(b sqfs.Block) {
+	q := &a.guesses.queue
+	if *q = append(*q, queued{block: b}); len(*q) > maxCredit {
+		if old := (*q)[0].block; a.pending[old] == &a.guesses {
+			a.settle(&a.guesses, old, false)
+		}
+		*q = (*q)[:copy(*q, (*q)[1:])]
+	}
+}
+
+// settle notes that a block of s, guesses or replay, is no longer pending; used says that decoding it cost nothing or
+// was of use.
+func (a *ahead) settle(s *stream, b sqfs.Block, used bool) {
+	delete(a.pending, b)
+	s.done -= int64(b.Len)
+	if s == &a.guesses && used {
+		a.refund()
+	}
+	if a.canReplay() {
+		a.work.Signal()
+	}
+}
+
+// canReplay reports whether there is something to replay, and room for it.
+func (a *ahead) canReplay() bool { return len(a.touches) > 0 && a.replay.done < a.replay.window }
+
+// replayNext decodes the next block that was read when the image was used before. a.mu is held, and free meanwhile.
+func (a *ahead) replayNext() {
+	t := a.touches[0]
+	if a.touches = a.touches[1:]; a.canReplay() {
+		a.work.Signal()
+	}
+	a.mu.Unlock()
+	defer a.mu.Lock()
+	ino, err := a.fs.img.Inode(t.Ref)
+	if err != nil {
+		return
+	}
+	file, err := a.fs.img.File(&ino)
+	if err != nil || int64(t.Block) >= file.NumBlocks() {
+		return
+	}
+	if e, err := file.Extent(int64(t.Block)); err == nil && e.Block.Size > 0 {
+		a.preload(&a.replay, e.Block)
+	}
+}

@@ -1,0 +1,32 @@
+package fusefs
+
+import (
+	"io"
+	"sync/atomic"
+)
+
+// Source is what a served image is read through. It counts, and it tells the server of a mount when a request goes on
+// to storage, which may take long: then somebody else answers the next one.
+type Source struct {
+	r     io.ReaderAt
+	reads atomic.Uint64
+	bytes atomic.Uint64
+	watch atomic.Pointer[watch] // of the mount while it is served
+}
+
+// NewSource returns a Source that reads r, which must serve concurrent calls.
+func NewSource(r io.ReaderAt) *Source { return &Source{r: r} }
+
+// ReadAt implements io.ReaderAt.
+func (s *Source) ReadAt(p []byte, off int64) (int, error) {
+	if w := s.watch.Load(); w != nil {
+		w.relay()
+	}
+	n, err := s.r.ReadAt(p, off)
+	s.reads.Add(1)
+	s.bytes.Add(uint64(max(n, 0)))
+	return n, err
+}
+
+// Reads returns how many reads of how many bytes there were so far.
+func (s *Source) Reads() (reads, bytes uint64) { return s.reads.Load(), s.bytes.Load() }

@@ -1,0 +1,107 @@
+package fusefs
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestRunning(t *testing.T) {
+	for line, want := range map[string]int{
+		"0.20 0.18 0.12 1/80 11206\n": 1,
+		"0.20 0.18 0.12 137/4000 1\n": 137,
+		"":                            1 << 30,
+		"0.20 0.18 /80":               1 << 30,
+	} {
+		if got := running([]byte(line)); got != want {
+			t.Errorf("running(%q) = %d, want %d", line, got, want)
+		}
+	}
+}
+
+// pipeWatch returns a watch of a pipe in place of a device, and its other end. Each byte is a request.
+func pipeWatch(t *testing.T) (*watch, *os.File) {
+	t.Helper()
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		t.Fatal(err)
+	}
+	w := new(watch)
+	w.init(fds[0])
+	t.Cleanup(func() { unix.Close(fds[0]) })
+	return w, os.NewFile(uintptr(fds[1]), "requests")
+}
+
+// TestWatchGoesOn: while one request takes for ever, and says so, others are answered; all goroutines end with the device.
+func TestWatchGoesOn(t *testing.T) {
+	w, requests := pipeWatch(t)
+	stuck, answered := make(chan struct{}), make(chan byte, 100)
+	var done sync.WaitGroup
+	var started atomic.Int32
+	w.more = func() {
+		if !w.enlist(8) {
+			return
+		}
+		started.Add(1)
+		done.Go(func() {
+			defer w.discharge()
+			in := make([]byte, 1)
+			for {
+				n, err := w.next(in)
+				if err != nil || n == 0 {
+					if n == 0 && err == nil { // the pipe's way to say that the device is gone
+						w.close.Do(func() { close(w.gone) })
+					} else if !errors.Is(err, unix.ENODEV) && !errors.Is(err, errSpare) {
+						t.Error(err)
+					}
+					return
+				}
+				if in[0] == 's' {
+					w.relay() // what a Source does
+					<-stuck
+				}
+				answered <- in[0]
+			}
+		})
+	}
+	w.more()
+	for _, c := range []byte("sasbsc") {
+		if _, err := requests.Write([]byte{c}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond) // alone, as a program that waits for the answer
+	}
+	var got strings.Builder
+	for range 3 {
+		select {
+		case c := <-answered:
+			got.WriteByte(c)
+		case <-time.After(10 * time.Second):
+			t.Fatalf("answered %q only: somebody has to watch while others are stuck", &got)
+		}
+	}
+	if got.String() != "abc" {
+		t.Errorf("answered %q, want abc", &got)
+	}
+	close(stuck)
+	for range 3 {
+		<-answered
+	}
+	requests.Close()
+	ended := make(chan struct{})
+	go func() { done.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Fatal("goroutines go on after the device has gone")
+	}
+	if n := started.Load(); n > 8 {
+		t.Errorf("%d goroutines, more than allowed", n)
+	}
+}
