@@ -101,6 +101,12 @@ func (c *Cache) Find(image uint64, b sqfs.Block, wait bool) *Buffer {
 	return c.shards[k.shard(len(c.shards))].find(k, wait)
 }
 
+// Has reports whether block b of image is kept, or being decoded. It counts for nothing.
+func (c *Cache) Has(image uint64, b sqfs.Block) bool {
+	k := key{image, b}
+	return c.shards[k.shard(len(c.shards))].has(k)
+}
+
 // Load decodes block b of image ahead of need, unless it is kept or being decoded, and reports whether it did.
 func (c *Cache) Load(d Decoder, image uint64, b sqfs.Block) (bool, error) {
 	if b.Len > maxBlock {

@@ -442,10 +442,13 @@ func BenchmarkMiss(b *testing.B) {
 func TestFind(t *testing.T) {
 	c, img := New(1<<20), &fakeImage{}
 	b := block(5, 8192)
-	if c.Find(1, b, true) != nil {
+	if c.Find(1, b, true) != nil || c.Has(1, b) {
 		t.Error("found a block that nobody loaded")
 	}
 	get(t, c, img, b)
+	if !c.Has(1, b) {
+		t.Error("does not have a block that is kept")
+	}
 	buf := c.Find(1, b, false)
 	if buf == nil {
 		t.Fatal("did not find a block that is kept")
@@ -496,8 +499,8 @@ func TestLoadAhead(t *testing.T) {
 		loaded <- did && err == nil
 	}()
 	<-started
-	if c.Find(1, b, false) != nil {
-		t.Error("found a block before it was decoded")
+	if c.Find(1, b, false) != nil || !c.Has(1, b) {
+		t.Error("found a block before it was decoded, or does not know that it will be there")
 	}
 	found := make(chan *Buffer)
 	go func() { found <- c.Find(1, b, true) }()

@@ -82,6 +82,13 @@ func (s *shard) find(k key, wait bool) *Buffer {
 	return nil
 }
 
+// has is Cache.Has within the shard that k belongs to.
+func (s *shard) has(k key) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.loading[k] != nil || s.kept.Contains(k)
+}
+
 // loadAhead is Cache.Load within the shard that k belongs to.
 func (s *shard) loadAhead(d Decoder, k key) (bool, error) {
 	s.mu.Lock()

@@ -42,6 +42,8 @@ type stream struct {
 	read   int64         // value of done when what was read last had been decoded
 	queue  []queued      // blocks that nobody asked for yet, in order
 	shared sqfs.Block    // fragment that was decoded for the reader, parts of which other files have; Size 0: none
+	passed sqfs.Block    // the fragment of which that was done last
+	within bool          // it ends with the file, as another one goes on behind that
 	busy   bool          // somebody looks for the next block
 	ended  bool
 }
@@ -124,14 +126,18 @@ func (a *ahead) read(ino *sqfs.Inode, i int64, b *sqfs.Block, first bool) {
 		s = a.find(ino.Ref, i)
 	}
 	if s == nil {
+		before := a.leadingTo(ino.Ref, i)
 		s = a.add()
 		*s = stream{ref: ino.Ref, block: i, next: position{*ino, i + 1}, queue: s.queue[:0]}
+		if before != nil {
+			s.steps, s.window, s.within = before.steps, before.window, true
+		}
 	} else {
 		a.touch(s)
 		a.goOn(s, ino, i, b, first)
 	}
-	if b.Fragment && s.steps >= 2 {
-		s.shared = *b
+	if b.Fragment && s.steps >= 2 && *b != s.passed {
+		s.shared, s.passed = *b, *b
 	}
 	if s.hasWork() {
 		a.work.Signal()
@@ -200,6 +206,19 @@ func (s *stream) leadsTo(ref sqfs.InodeRef, i, blockSize int64) bool {
 	return i == 0 && ref > s.ref && (ref <= s.next.ino.Ref || distance(max(s.ref, s.next.ino.Ref), ref) <= skipped)
 }
 
+// leadingTo returns the stream that took the head of ref along, if block i is the one behind that.
+func (a *ahead) leadingTo(ref sqfs.InodeRef, i int64) *stream {
+	if i != a.fs.head() {
+		return nil
+	}
+	for _, s := range a.streams {
+		if s.ref < ref && ref <= s.next.ino.Ref && s.window > 0 {
+			return s
+		}
+	}
+	return nil
+}
+
 // add adds a stream in place of the one that nobody has read from for the longest time.
 func (a *ahead) add() *stream {
 	if len(a.streams) < maxStreams {
@@ -246,7 +265,10 @@ func (s *stream) hasWork() bool {
 // advance decodes the next block of s, or passes on what other files have of a fragment that is decoded. a.mu is held,
 // and free meanwhile.
 func (a *ahead) advance(s *stream) {
-	w := walk{at: s.next, shared: s.shared, across: s.steps >= inOrder, only: s.done-s.read >= s.window}
+	w := walk{
+		at: s.next, shared: s.shared, whole: s.ref,
+		across: s.steps >= inOrder && !s.within, only: s.done-s.read >= s.window,
+	}
 	s.shared = sqfs.Block{}
 	s.busy = true
 	a.mu.Unlock()
@@ -287,6 +309,9 @@ func (a *ahead) pass(b sqfs.Block, parts []part) {
 	}
 	for _, p := range parts {
 		a.fs.trace.add(p.ref, p.off/a.fs.blockSize)
+	}
+	if n := min(2*int(a.fs.reading.Load()), len(parts)); n > 2 {
+		parts = append(parts[n:], parts[:n]...)
 	}
 	a.fs.jobs <- storeJob{buf: buf, parts: parts, keep: b.Fragment}
 }

@@ -84,6 +84,7 @@ type FS struct {
 	counts    counters
 	places    places
 	ahead     ahead
+	reading   atomic.Int32  // READs that are being answered
 	jobs      chan storeJob // to the threads that store; nil if there are none
 	trace     trace
 	source    *Source // nil: nobody says when a request takes long

@@ -45,15 +45,26 @@ func (a *ahead) lookedUp(ino *sqfs.Inode) {
 	if ino.Type != sqfs.TypeFile || ino.Size == 0 {
 		return
 	}
+	undecoded := a.undecoded(ino) // may read the image
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if _, known := a.files[ino.Ref]; !known {
-		if a.credit == 0 {
+		if a.credit == 0 || !undecoded {
 			return
 		}
 		a.credit--
 	}
 	a.enqueue(ino)
+}
+
+// undecoded reports whether the first block of a file has yet to be decoded.
+func (a *ahead) undecoded(ino *sqfs.Inode) bool {
+	file, err := a.fs.img.File(ino)
+	if err != nil {
+		return false
+	}
+	e, err := file.Extent(0)
+	return err == nil && e.Block.Size > 0 && !a.fs.cache.Has(a.fs.id, e.Block)
 }
 
 // listed is lookedUp for files that come up in a listing, most of which nobody reads.

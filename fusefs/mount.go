@@ -330,32 +330,3 @@ func Unmount(dir string, lazy bool) error {
 	}
 	return fmt.Errorf("unmount %s: %w%s", dir, err, hint)
 }
-
-// ReadAheadKB is the read-ahead that TuneReadAhead sets: the longest READ.
-const ReadAheadKB = maxRead >> 10
-
-// TuneReadAhead raises the read-ahead of the mount from the kernel's 128 KiB to ReadAheadKB. INIT can only lower it
-// (fs/fuse/inode.c: process_init_reply), so it takes a write to sysfs by root of the host, by the process that mounts.
-// It is an optimisation: callers may ignore the error.
-//
-// Measured with a file of 256 MiB, zstd, blocks of 128 KiB, on two idle processors: reading all of it 0.56 s with
-// 128 KiB, 0.45 s with 1 MiB; a fault on a random page 0.65 ms and 1.8 ms (kernel's squashfs: 0.59 s and 4.3 ms).
-func (m *Prepared) TuneReadAhead() error {
-	// With an empty mask and AT_STATX_DONT_SYNC the kernel tells the device without asking the server
-	// (fs/fuse/dir.c: fuse_getattr, fuse_update_get_attr).
-	var st unix.Statx_t
-	if err := unix.Statx(m.mount, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, 0, &st); err != nil {
-		return fmt.Errorf("tune read-ahead of %s: statx: %w", m.dir, err)
-	}
-	path := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", st.Dev_major, st.Dev_minor)
-	// Not os.WriteFile, which would have the runtime's poller set up first.
-	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err == nil {
-		_, err = unix.Write(fd, strconv.AppendInt(nil, ReadAheadKB, 10))
-		unix.Close(fd)
-	}
-	if err != nil {
-		return fmt.Errorf("tune read-ahead of %s: %s: %w", m.dir, path, err)
-	}
-	return nil
-}

@@ -34,9 +34,10 @@ func distance(a, b sqfs.InodeRef) int64 {
 // walk is a look for what follows in the image: a block of one file, or a fragment with the parts that files have of it.
 type walk struct {
 	at     position
-	shared sqfs.Block // fragment that is decoded already; Size 0: none
-	across bool       // into the next files, whatever they need
-	only   bool       // only what is in shared
+	shared sqfs.Block    // fragment that is decoded already; Size 0: none
+	across bool          // into the next files, whatever they need
+	whole  sqfs.InodeRef // the file that is taken whole; of others that follow only the head
+	only   bool          // only what is in shared
 
 	block sqfs.Block
 	parts []part
@@ -47,6 +48,10 @@ const (
 	maxParts = 256
 	maxSteps = 512
 )
+
+// head is how many blocks of a file are read ahead before somebody reads it: who reads the small files of a directory may
+// leave the large ones alone.
+func (f *FS) head() int64 { return max(1, minWindow/f.blockSize) }
 
 // maxList is the length of a file in blocks behind which nothing is read ahead: to find the next inode, its list is
 // stepped over.
@@ -76,7 +81,11 @@ func (f *FS) followingInFile(w *walk) (stop, more bool) {
 	if err != nil {
 		return true, false
 	}
-	for n := file.NumBlocks(); w.at.i < n; w.at.i++ {
+	n := file.NumBlocks()
+	if w.at.ino.Ref != w.whole {
+		n = min(n, f.head())
+	}
+	for ; w.at.i < n; w.at.i++ {
 		e, err := file.Extent(w.at.i)
 		if err != nil {
 			return true, false

@@ -24,6 +24,8 @@ func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResu
 // the file. It does not allocate once the metadata is cached and the block cache is full.
 func (f *FS) read(node uint64, off int64, dst []byte) (int, fuse.Status) {
 	f.counts.read.Add(1)
+	f.reading.Add(1)
+	defer f.reading.Add(-1)
 	ino, code := f.inode(node)
 	if !code.Ok() {
 		return 0, code

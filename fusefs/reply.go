@@ -9,8 +9,8 @@ type replyPool struct {
 	free [len(replyClasses)][][]byte
 }
 
-// replyClasses are the lengths of buffers: what the kernel asks for with its usual read-ahead of 128 KiB, and with
-// that of TuneReadAhead; both with room for a page of headers. Memory that is never written to costs nothing.
+// replyClasses are the lengths of buffers: what the kernel asks for with its usual read-ahead of 128 KiB, and the most
+// that it may with another; both with room for a page of headers. Memory that is never written to costs nothing.
 var replyClasses = [...]int{128<<10 + replySize, maxRead + replySize}
 
 // maxFree is how many buffers of a class wait for their next use; more are left to the garbage collector.

@@ -127,11 +127,11 @@ func (f *FS) store(fd int, j *storeJob) {
 		h.Length = uint32(len(header) + p.len)
 		h.Status = notifyStoreCode
 		_, err := unix.Writev(fd, [][]byte{header, data[p.start : p.start+p.len]})
-		if err != nil { // ENOENT: the kernel does not know the file, or not any more
+		if err != nil { // ENOENT: the kernel does not know the file, and most likely not its neighbours either
 			all = false
-		} else {
-			f.counts.stored.Add(uint64(p.len))
+			break
 		}
+		f.counts.stored.Add(uint64(p.len))
 	}
 	if all && !j.keep {
 		j.buf.Drop()

@@ -140,9 +140,7 @@ func (t *transport) init() error {
 		return fmt.Errorf("serve fuse: kernel's FUSE protocol is too old: %w", unix.Errno(-status))
 	}
 	if size >= outHeaderSize+int(unsafe.Offsetof(fuse.InitOut{}.TimeGran)) {
-		reply := (*fuse.InitOut)(unsafe.Pointer(&out[outHeaderSize]))
-		reply.MaxWrite = maxWrite
-		reply.MaxReadAhead = maxRead // no less than Prepared.TuneReadAhead sets, before or after this
+		(*fuse.InitOut)(unsafe.Pointer(&out[outHeaderSize])).MaxWrite = maxWrite
 	}
 	if _, err := unix.Write(t.dev.fd, out[:size]); err != nil {
 		return fmt.Errorf("serve fuse: answer INIT: %w", err)

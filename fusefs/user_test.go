@@ -243,9 +243,6 @@ func TestPrepare(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err = m.TuneReadAhead(); err != nil {
-			t.Error(err)
-		}
 		if attached {
 			if err = m.Attach(); err != nil {
 				t.Fatal(err)

@@ -210,8 +210,6 @@ func (s *server) mountPrepared(dir string, mo fusefs.MountOptions, cfg serverCon
 		return err
 	}
 	defer m.Close()
-	// Best effort: without it, requests are smaller than they could be.
-	_ = m.TuneReadAhead()
 	err = s.open(cfg, image, m.Device)
 	m.Device.Close()
 	if err != nil {
