@@ -157,9 +157,9 @@ func sendMessage(conn *os.File, m wire.Message, files ...*os.File) error {
 }
 
 // recvMessage reads one message into m and returns the files that came with
-// it. The end of the connection is io.EOF.
+// it, at most maxServerFiles. The end of the connection is io.EOF.
 func recvMessage(conn *os.File, m wire.Message) ([]*os.File, error) {
-	b, oob := make([]byte, maxServerMessage), make([]byte, unix.CmsgSpace(maxServerFiles*4))
+	b, oob := make([]byte, maxServerMessage), make([]byte, unix.CmsgLen(maxServerFiles*4)) // CmsgSpace has room for one more
 	var n, oobn, flags int
 	var err error
 	for {
@@ -181,9 +181,7 @@ func recvMessage(conn *os.File, m wire.Message) ([]*os.File, error) {
 		err = wire.Decode(b[:n], m)
 	}
 	if err != nil {
-		for _, f := range files {
-			f.Close()
-		}
+		closeAll(files)
 		return nil, err
 	}
 	return files, nil
@@ -202,4 +200,10 @@ func receivedFiles(oob []byte) (files []*os.File) {
 		files = append(files, os.NewFile(uintptr(fd), "received"))
 	}
 	return files
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
 }

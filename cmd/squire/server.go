@@ -106,7 +106,7 @@ func (s *serverDevice) Fields(c *wire.Coder) { wire.Int(c, &s.mark) }
 
 const (
 	maxServerMessage = 64 << 10
-	maxServerFiles   = 2
+	maxServerFiles   = 5
 )
 
 // nobody is the user that the server turns into when started by root.
