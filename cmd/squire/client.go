@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	goruntime "runtime"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,7 +16,8 @@ import (
 
 // server is the client's side of a server process.
 type server struct {
-	Size int64 // bytes of the image
+	Size     int64 // bytes of the image
+	Replayed int   // blocks in its trace, 0 if there is none
 
 	pid  int
 	conn *os.File
@@ -55,12 +57,15 @@ func forkServer(socket, guard *os.File) (pid int, err error) {
 	return forkStage(serverName, serverAttr(null.Fd(), null.Fd(), 2, socket.Fd(), guard.Fd()))
 }
 
-// open hands the opened image to the server and waits until it has understood
-// it. Where there is a device already, it goes with it, and what is waited for
-// is that the mount answers.
-func (s *server) open(cfg serverConfig, image *os.File, device ...*os.File) error {
+// open hands the opened image and its traces, which it closes, to the server, and
+// waits until it has understood the image. Where there is a device already, it
+// goes with them, and what is waited for is that the mount answers.
+func (s *server) open(cfg serverConfig, image *os.File, traces *traceFiles, device ...*os.File) error {
 	cfg.Processors = goruntime.GOMAXPROCS(0)
-	if err := sendMessage(s.conn, &cfg, append([]*os.File{image}, device...)...); err != nil {
+	cfg.Traces, cfg.Record, cfg.Whole = len(traces.files), traces.record, traces.whole
+	err := sendMessage(s.conn, &cfg, slices.Concat([]*os.File{image}, traces.files, device)...)
+	closeAll(traces.files)
+	if err != nil {
 		return fmt.Errorf("talk to the image server: %w", err)
 	}
 	st, err := s.state()
@@ -70,7 +75,7 @@ func (s *server) open(cfg serverConfig, image *os.File, device ...*os.File) erro
 	case err != nil:
 		return fmt.Errorf("talk to the image server: %w", err)
 	}
-	s.Size = st.Size
+	s.Size, s.Replayed = st.Size, st.Replayed
 	return nil
 }
 

@@ -25,6 +25,7 @@ const mountType = "fuse.squire"
 type mountOptions struct {
 	options    []string
 	foreground bool
+	trace      *bool // nil: no option says
 }
 
 func mountCommand() *cobra.Command {
@@ -47,6 +48,7 @@ Options (-o, separated by commas):
                /etc/fuse.conf is needed otherwise)
   suid, dev    honour set-id bits and devices (root only; not the default)
   noexec       do not execute programs from it
+  notrace      neither use a trace of the image nor record one; see squire trace
   ro, nosuid, nodev, exec, nofail, _netdev, x-*  accepted, as in fstab`,
 		Example: `  squire mount pytorch.sqsh /mnt
   squire umount /mnt`,
@@ -116,6 +118,9 @@ func (o *mountOptions) parse(image string) (cfg serverConfig, m fusefs.MountOpti
 			m.Dev = true
 		case opt == "noexec":
 			m.NoExec = true
+		case opt == "trace" || opt == "notrace":
+			on := opt == "trace"
+			o.trace = &on
 		case opt == "rw":
 			return cfg, m, errors.New(`option "rw": squashfs images cannot be written to; use "squire run --writable"`)
 		case acceptedOption(opt):
@@ -145,6 +150,10 @@ func (o *mountOptions) run(image, dir string) error {
 	if err != nil {
 		return err
 	}
+	traced, err := tracesWanted(o.trace)
+	if err != nil {
+		return err
+	}
 	// Descriptors that we inherited must not live on in the server: whoever
 	// waits for their other end to close would wait for the mount.
 	if err = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
@@ -167,7 +176,7 @@ func (o *mountOptions) run(image, dir string) error {
 		signals = make(chan os.Signal, 1)
 		signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	}
-	if err = srv.mountOn(dir, mo, cfg); err != nil {
+	if err = srv.mountOn(dir, mo, cfg, traced); err != nil {
 		srv.close()
 		return err
 	}
@@ -182,7 +191,7 @@ func (o *mountOptions) run(image, dir string) error {
 }
 
 // mountOn mounts the image on dir, and returns when the mount answers.
-func (s *server) mountOn(dir string, mo fusefs.MountOptions, cfg serverConfig) error {
+func (s *server) mountOn(dir string, mo fusefs.MountOptions, cfg serverConfig, traced bool) error {
 	file, err := openImage(cfg.Image)
 	if err != nil {
 		return err
@@ -195,22 +204,23 @@ func (s *server) mountOn(dir string, mo fusefs.MountOptions, cfg serverConfig) e
 	if there, _ := isMounted(abs); there {
 		return fmt.Errorf("%s: an image is mounted there already; unmount it first", dir)
 	}
+	traces := tracesInTime(cfg.Image, file, cfg.Offset, traced)
 	if os.Geteuid() != 0 {
-		return s.mountFusermount(dir, mo, cfg, file)
+		return s.mountFusermount(dir, mo, cfg, file, traces)
 	}
-	return s.mountPrepared(dir, mo, cfg, file)
+	return s.mountPrepared(dir, mo, cfg, file, traces)
 }
 
 // mountPrepared makes a mount while the server starts, hands it the device with the
 // image, and puts the mount on dir when it answers. Until then nobody sees it,
 // and it goes with this process.
-func (s *server) mountPrepared(dir string, mo fusefs.MountOptions, cfg serverConfig, image *os.File) error {
+func (s *server) mountPrepared(dir string, mo fusefs.MountOptions, cfg serverConfig, image *os.File, traces *traceFiles) error {
 	m, err := fusefs.Prepare(dir, mo)
 	if err != nil {
 		return err
 	}
 	defer m.Close()
-	err = s.open(cfg, image, m.Device)
+	err = s.open(cfg, image, traces, m.Device)
 	m.Device.Close()
 	if err != nil {
 		return err
@@ -220,8 +230,8 @@ func (s *server) mountPrepared(dir string, mo fusefs.MountOptions, cfg serverCon
 
 // mountFusermount has fusermount3 mount on dir, once the server has understood
 // the image, hands over the device, and waits until the mount answers.
-func (s *server) mountFusermount(dir string, mo fusefs.MountOptions, cfg serverConfig, image *os.File) error {
-	if err := s.open(cfg, image); err != nil {
+func (s *server) mountFusermount(dir string, mo fusefs.MountOptions, cfg serverConfig, image *os.File, traces *traceFiles) error {
+	if err := s.open(cfg, image, traces); err != nil {
 		return err
 	}
 	device, err := fusefs.MountFusermount(dir, mo)

@@ -28,6 +28,10 @@ type runOptions struct {
 	plan      bool
 	json      bool
 	stats     bool
+	noTrace   bool
+
+	traced bool     // use the image's trace, or record one
+	into   *os.File // record all that is read into this file instead; nil: no
 }
 
 // writableTmpfs is what --writable without a value means.
@@ -67,12 +71,22 @@ image.`,
 		Args:              needArgs(1, -1),
 		ValidArgsFunction: completeImage,
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := o.check(c.Flags().Changed("writable"), args); err != nil {
+			if err := o.check(c, args); err != nil {
 				return err
 			}
 			return o.run(c, args[0], args[1:])
 		},
 	}
+	o.addFlags(cmd)
+	f := cmd.Flags()
+	f.BoolVar(&o.plan, "plan", false, "print the operations instead of doing them")
+	f.BoolVar(&o.json, "json", false, "with --plan: as JSON")
+	f.BoolVar(&o.noTrace, "no-trace", false, `neither use a trace of the image nor record one; see "squire trace"`)
+	return cmd
+}
+
+// addFlags adds what "squire trace record" has as well.
+func (o *runOptions) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.SetInterspersed(false)
 	f.StringArrayVar(&o.mounts, "mounts", nil, "bind host paths: SRC[:DST[:FLAGS]][,...], flags joined by +; see above")
@@ -84,15 +98,19 @@ image.`,
 	f.StringArrayVar(&o.setEnv, "set-env", nil, "set a variable inside: NAME=VALUE")
 	f.BoolVar(&o.remapRoot, "remap-root", false, "appear as root inside")
 	f.BoolVar(&o.mountHome, "mount-home", false, "bind the home directory")
-	f.BoolVar(&o.plan, "plan", false, "print the operations instead of doing them")
-	f.BoolVar(&o.json, "json", false, "with --plan: as JSON")
 	f.BoolVar(&o.stats, "stats", false, "afterwards, say on standard error how much of the image was read")
-	return cmd
 }
 
 // check finds flags that contradict each other or stand in the wrong place.
-func (o *runOptions) check(writable bool, args []string) error {
-	switch {
+func (o *runOptions) check(c *cobra.Command, args []string) (err error) {
+	var flag *bool
+	if on := !o.noTrace; c.Flags().Changed("no-trace") {
+		flag = &on
+	}
+	if o.traced, err = tracesWanted(flag); err != nil {
+		return err
+	}
+	switch writable := c.Flags().Changed("writable"); {
 	case writable && o.readonly:
 		return errors.New("--writable and --readonly exclude each other")
 	case writable && o.writable == "":
@@ -140,7 +158,7 @@ func (o *runOptions) run(c *cobra.Command, image string, command []string) error
 	if err = checkSources(spec); err != nil {
 		return err
 	}
-	status, err := start(spec, host, ops, o.stats)
+	status, err := o.start(spec, host, ops)
 	if err != nil {
 		return err
 	}
@@ -224,7 +242,7 @@ func printPlan(w io.Writer, ops []runtime.Op, asJSON bool) error {
 }
 
 // start runs the container and returns its exit status.
-func start(spec *runtime.Spec, host *runtime.Host, ops []runtime.Op, stats bool) (int, error) {
+func (o *runOptions) start(spec *runtime.Spec, host *runtime.Host, ops []runtime.Op) (int, error) {
 	if spec.Dir != "" {
 		return runContainer(&runtime.Runner{}, spec, host, ops, func() error { return nil })
 	}
@@ -241,7 +259,8 @@ func start(spec *runtime.Spec, host *runtime.Host, ops []runtime.Op, stats bool)
 	}
 	r := &runtime.Runner{Files: []*os.File{srv.conn}, Spare: []int{srv.pid}}
 	status, err := runContainer(r, spec, host, ops, func() error {
-		if err := srv.open(serverConfig{Image: spec.Image, Owner: owner(spec, host), Restrict: true, Steadfast: true}, file); err != nil {
+		cfg := serverConfig{Image: spec.Image, Owner: owner(spec, host), Restrict: true, Steadfast: true}
+		if err := srv.open(cfg, file, o.traces(spec.Image, file)); err != nil {
 			return err
 		}
 		var err error
@@ -252,11 +271,30 @@ func start(spec *runtime.Spec, host *runtime.Host, ops []runtime.Op, stats bool)
 	last, early := srv.finish()
 	if err == nil && early != nil {
 		fmt.Fprintf(os.Stderr, "squire: %s\n", runtime.OneLine(fmt.Errorf("%s: %w; what was not read before could not be read", spec.Image, early)))
-	} else if stats && err == nil {
-		fmt.Fprintf(os.Stderr, "squire: read %s of the image's %s (%.1f %%), %d requests\n",
-			sizeString(last.Read), sizeString(srv.Size), 100*float64(last.Read)/float64(max(srv.Size, 1)), last.Requests)
+	} else if o.stats && err == nil {
+		printStats(srv, last)
 	}
 	return status, err
+}
+
+// traces are the files for the image's trace.
+func (o *runOptions) traces(image string, file *os.File) *traceFiles {
+	if o.into != nil {
+		return &traceFiles{files: []*os.File{o.into}, record: 1, whole: true}
+	}
+	return tracesInTime(image, file, 0, o.traced)
+}
+
+func printStats(srv *server, last serverState) {
+	trace := ""
+	if srv.Replayed > 0 {
+		trace += fmt.Sprintf(", a trace of %s replayed", plural(int64(srv.Replayed), "block"))
+	}
+	if last.Recorded > 0 {
+		trace += fmt.Sprintf(", a trace of %s recorded", plural(int64(last.Recorded), "block"))
+	}
+	fmt.Fprintf(os.Stderr, "squire: read %s of the image's %s (%.1f %%), %d requests%s\n",
+		sizeString(last.Read), sizeString(srv.Size), 100*float64(last.Read)/float64(max(srv.Size, 1)), last.Requests, trace)
 }
 
 // runContainer starts the init stage, prepares the root file system while that

@@ -25,7 +25,8 @@ import (
 //
 // It talks over a SOCK_SEQPACKET socket, one message of package wire at a time:
 //
-//	client -> server  serverConfig, with the descriptor of the image
+//	client -> server  serverConfig, with the descriptors of the image and of
+//	                  files that may have its trace
 //	server -> client  serverState when the image is understood
 //	client -> server  serverDevice, with the descriptor of the device
 //	server -> client  serverState when the kernel's first request is answered
@@ -56,6 +57,12 @@ type serverConfig struct {
 	Background bool
 	// Processors is how many to use, once the server has given up its rights.
 	Processors int
+	// Traces is how many files that may have its trace come behind the image.
+	Traces int
+	// Record is the number of the one, from 1 on, that gets a trace if none of
+	// the others has one. 0: none is recorded.
+	Record int
+	Whole  bool // record until the mount is gone, however little is read
 }
 
 // Fields makes it a wire.Message.
@@ -75,6 +82,9 @@ func (s *serverConfig) Fields(c *wire.Coder) {
 	c.Bool(&s.Steadfast)
 	c.Bool(&s.Background)
 	wire.Int(c, &s.Processors)
+	wire.Int(c, &s.Traces)
+	wire.Int(c, &s.Record)
+	c.Bool(&s.Whole)
 }
 
 type serverState struct {
@@ -85,6 +95,8 @@ type serverState struct {
 	// Read is the number of bytes read from the image so far.
 	Read     int64
 	Requests uint64
+	Replayed int // blocks in the trace that was found, 0 if none was
+	Recorded int // blocks in the trace that was written
 }
 
 // Fields makes it a wire.Message.
@@ -95,6 +107,8 @@ func (s *serverState) Fields(c *wire.Coder) {
 	wire.String(c, &s.Error)
 	wire.Int(c, &s.Read)
 	wire.Int(c, &s.Requests)
+	wire.Int(c, &s.Replayed)
+	wire.Int(c, &s.Recorded)
 }
 
 // serverDevice goes with the mounted device. The end of the connection has no
@@ -131,7 +145,7 @@ func serveImage(conn *os.File) error {
 	if err != nil {
 		return err
 	}
-	if len(files) == 0 {
+	if cfg.Traces < 0 || len(files) < 1+cfg.Traces {
 		return errors.New("no image came with the first message")
 	}
 	if cfg.Steadfast {
@@ -143,14 +157,14 @@ func serveImage(conn *os.File) error {
 		}
 	}
 	source := fusefs.NewSource(files[0])
-	fs, size, err := openServed(source, files[0], &cfg)
+	traces, devices := files[1:1+cfg.Traces], files[1+cfg.Traces:]
+	fs, state, rec, err := openServed(source, files[0], traces, &cfg)
 	if err != nil {
 		_ = sendMessage(conn, &serverState{Error: err.Error()})
 		return err
 	}
-	devices := files[1:]
 	if len(devices) == 0 {
-		if err = sendMessage(conn, &serverState{Size: size}); err != nil {
+		if err = sendMessage(conn, &state); err != nil {
 			return err
 		}
 		if devices, err = recvMessage(conn, new(serverDevice)); err != nil {
@@ -162,14 +176,17 @@ func serveImage(conn *os.File) error {
 	}
 	guard := os.NewFile(guardSocket, "guard")
 	defer guard.Close() // the guard sees the end of the server by it
+	stop := rec.start()
 	err = fs.Serve(devices[0], guarded(devices[0], guard), func() {
-		_ = sendMessage(conn, &serverState{Size: size, Serving: true, Read: read(source)})
+		state.Serving, state.Read = true, read(source)
+		_ = sendMessage(conn, &state)
 	})
-	end := serverState{Size: size, Serving: true, Ended: true, Read: read(source), Requests: requests(fs.Stats())}
+	state.Serving, state.Ended, state.Read = true, true, read(source)
+	state.Requests, state.Recorded = requests(fs.Stats()), stop()
 	if err != nil {
-		end.Error = err.Error()
+		state.Error = err.Error()
 	}
-	_ = sendMessage(conn, &end)
+	_ = sendMessage(conn, &state)
 	return err
 }
 
@@ -177,29 +194,39 @@ func requests(s fusefs.Stats) uint64 {
 	return s.Lookup + s.GetAttr + s.Readlink + s.Open + s.ReadDir + s.Read + s.Xattr + s.StatFs
 }
 
-// openServed gives up rights, then looks at the image for the first time.
-func openServed(source *fusefs.Source, file *os.File, cfg *serverConfig) (*fusefs.FS, int64, error) {
+// openServed gives up rights, then looks at the image and at traces for the
+// first time. The recorder is nil if there is nothing to be recorded.
+func openServed(source *fusefs.Source, file *os.File, traces []*os.File, cfg *serverConfig) (*fusefs.FS, serverState, *recorder, error) {
 	if err := confine(); err != nil {
-		return nil, 0, err
+		return nil, serverState{}, nil, err
 	}
 	// Twice as many: whoever decodes keeps one for a millisecond at a time, and a
 	// request that was read waits for a free one.
 	goruntime.GOMAXPROCS(2 * max(cfg.Processors, 1))
 	img, err := newImage(source, file, cfg.Offset)
 	if err != nil {
-		return nil, 0, err
+		return nil, serverState{}, nil, err
 	}
+	sb := img.Superblock()
+	replay, into := findTouches(traces, cfg.Record-1, &sb)
 	budget := cfg.Cache
 	if budget == 0 {
 		budget = defaultCache
 	}
-	return fusefs.New(img, fusefs.Options{
+	fs := fusefs.New(img, fusefs.Options{
 		Cache:    cache.New(budget),
 		Owner:    cfg.Owner,
 		Restrict: cfg.Restrict,
 		Source:   source,
+		Record:   into != nil,
+		Replay:   replay,
 		Log:      slog.New(slog.NewTextHandler(os.Stderr, nil)).With("image", cfg.Image),
-	}), img.Superblock().BytesUsed, nil
+	})
+	state := serverState{Size: sb.BytesUsed, Replayed: len(replay)}
+	if into == nil {
+		return fs, state, nil, nil
+	}
+	return fs, state, newRecorder(fs, sb, replay, into, cfg.Whole), nil
 }
 
 // defaultCache is small, as the kernel's page cache keeps what is read whole;

@@ -61,6 +61,7 @@ const (
 // and all names are looked up in the open directory, without following links.
 type Store struct {
 	dir  *os.File
+	path string
 	perm uint32 // of new files
 }
 
@@ -82,7 +83,7 @@ func OpenStore(cache string, create bool) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("directory of traces: %w", err)
 	}
-	s := &Store{dir: dir, perm: 0o600}
+	s := &Store{dir: dir, path: filepath.Join(cache, "traces"), perm: 0o600}
 	if os.Geteuid() == 0 {
 		s.perm = 0o644
 	}
@@ -90,23 +91,23 @@ func OpenStore(cache string, create bool) (*Store, error) {
 }
 
 func openTraces(cache string) (*os.File, error) {
-	parent, err := openDir(unix.AT_FDCWD, cache, 0)
+	parent, err := openDir(unix.AT_FDCWD, cache, cache, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer parent.Close()
-	return openDir(int(parent.Fd()), "traces", unix.O_NOFOLLOW)
+	return openDir(int(parent.Fd()), "traces", filepath.Join(cache, "traces"), unix.O_NOFOLLOW)
 }
 
-// openDir opens a directory, and refuses one that others can write to.
-func openDir(at int, name string, flags int) (*os.File, error) {
-	f, err := openFile(at, name, unix.O_RDONLY|unix.O_DIRECTORY|flags, 0)
+// openDir opens a directory, and refuses one that others can write to. Errors name path.
+func openDir(at int, name, path string, flags int) (*os.File, error) {
+	f, err := openFile(at, name, path, unix.O_RDONLY|unix.O_DIRECTORY|flags, 0)
 	if err != nil {
 		return nil, err
 	}
 	st, err := trusted(f)
 	if err == nil && st.Mode&0o022 != 0 {
-		err = fmt.Errorf("%s: others can write to it", name)
+		err = fmt.Errorf("%s: others can write to it", path)
 	}
 	if err != nil {
 		f.Close()
@@ -115,14 +116,14 @@ func openDir(at int, name string, flags int) (*os.File, error) {
 	return f, nil
 }
 
-func openFile(at int, name string, flags int, perm uint32) (*os.File, error) {
+func openFile(at int, name, path string, flags int, perm uint32) (*os.File, error) {
 	for {
 		fd, err := unix.Openat(at, name, flags|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY, perm)
 		if err == nil {
-			return os.NewFile(uintptr(fd), name), nil
+			return os.NewFile(uintptr(fd), path), nil
 		}
 		if !errors.Is(err, unix.EINTR) {
-			return nil, &os.PathError{Op: "open", Path: name, Err: err}
+			return nil, &os.PathError{Op: "open", Path: path, Err: err}
 		}
 	}
 }
@@ -139,13 +140,7 @@ func trusted(f *os.File) (st unix.Stat_t, err error) {
 func (s *Store) Close() error { return s.dir.Close() }
 
 // Path returns where the trace of an image is, or would be.
-func (s *Store) Path(k Key) string {
-	dir, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", s.dir.Fd()))
-	if err != nil {
-		dir = "traces"
-	}
-	return filepath.Join(dir, k.name())
-}
+func (s *Store) Path(k Key) string { return filepath.Join(s.path, k.name()) }
 
 // Open opens the trace of an image for reading.
 func (s *Store) Open(k Key) (*os.File, error) { return s.open(k.name(), unix.O_RDONLY) }
@@ -173,13 +168,13 @@ func (s *Store) Record(k Key) (*os.File, error) {
 
 // open opens a regular file of the directory that nobody else has put there.
 func (s *Store) open(name string, flags int) (*os.File, error) {
-	f, err := openFile(int(s.dir.Fd()), name, flags|unix.O_NOFOLLOW, s.perm)
+	f, err := openFile(int(s.dir.Fd()), name, filepath.Join(s.path, name), flags|unix.O_NOFOLLOW, s.perm)
 	if err != nil {
 		return nil, err
 	}
 	st, err := trusted(f)
 	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
-		err = fmt.Errorf("%s: not a file", name)
+		err = fmt.Errorf("%s: not a file", f.Name())
 	}
 	if err != nil {
 		f.Close()

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/runtime"
+	"github.com/squirefs/squire/sqfs/trace"
+)
+
+// traceFiles are the opened files that may have the trace of an image. The first
+// that has is the one that counts.
+type traceFiles struct {
+	files  []*os.File
+	record int  // number of the one for a new trace, from 1 on; 0: none
+	whole  bool // see serverConfig
+}
+
+// sidecar is the name of the trace that travels with an image.
+func sidecar(image string) string { return image + ".trace" }
+
+// systemCache is root's cache directory. Others may read what is in it.
+const systemCache = "/var/cache/squire"
+
+// cacheDir returns the directory for what can be made again, "" if there is
+// none. (XDG Base Directory Specification: a relative XDG_CACHE_HOME is ignored.)
+func cacheDir() string {
+	dir, home := os.Getenv("XDG_CACHE_HOME"), os.Getenv("HOME")
+	switch own := os.Getenv("SQUIRE_CACHE_DIR"); {
+	case own != "":
+		return own
+	case os.Geteuid() == 0 && runtime.AllIDsMapped():
+		return systemCache
+	case filepath.IsAbs(dir):
+		return filepath.Join(dir, "squire")
+	case filepath.IsAbs(home):
+		return filepath.Join(home, ".cache", "squire")
+	}
+	return ""
+}
+
+// openTraces opens what there is for the trace of an image: the file beside it,
+// that of the user, and root's. With record, the user's is made and locked, if
+// nobody else has it locked, for a trace to be recorded. Nothing here is worth an
+// error: without a trace an image works as well.
+func openTraces(image string, file *os.File, offset int64, record bool) *traceFiles {
+	t := new(traceFiles)
+	if f, err := openTrace(sidecar(image)); err == nil {
+		t.files = append(t.files, f)
+	}
+	key, err := imageKey(file, offset)
+	if err != nil {
+		return t
+	}
+	own := cacheDir()
+	if own != "" {
+		t.open(own, key, record)
+	}
+	if own != systemCache {
+		t.open(systemCache, key, false)
+	}
+	return t
+}
+
+// open adds the trace in a cache directory.
+func (t *traceFiles) open(cache string, key trace.Key, record bool) {
+	s, err := trace.OpenStore(cache, record)
+	if err != nil {
+		return
+	}
+	defer s.Close()
+	if record {
+		if f, err := s.Record(key); err == nil {
+			t.files = append(t.files, f)
+			t.record = len(t.files)
+			return
+		}
+	}
+	if f, err := s.Open(key); err == nil {
+		t.files = append(t.files, f)
+	}
+}
+
+// imageKey returns the key of an opened image.
+func imageKey(file *os.File, offset int64) (trace.Key, error) {
+	size, err := fileSize(file)
+	if err != nil {
+		return trace.Key{}, err
+	}
+	return trace.KeyOf(file, offset, size-offset)
+}
+
+// openTrace opens a file that may be a trace.
+func openTrace(name string) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, unwrapPath(name, err)
+	}
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		f.Close()
+		return nil, fmt.Errorf("%s: not a file", name)
+	}
+	return f, nil
+}
+
+// tracesWait is how long a start waits for the files of traces: the home
+// directory may be on a server that does not answer.
+const tracesWait = 100 * time.Millisecond
+
+// tracesInTime is openTraces for a start. on says whether traces are wanted.
+func tracesInTime(image string, file *os.File, offset int64, on bool) *traceFiles {
+	if !on {
+		return new(traceFiles)
+	}
+	found := make(chan *traceFiles, 1)
+	go func() { found <- openTraces(image, file, offset, true) }()
+	select {
+	case t := <-found:
+		return t
+	case <-time.After(tracesWait):
+		go func() { closeAll((<-found).files) }()
+		return new(traceFiles)
+	}
+}
+
+// tracesWanted decides whether traces are used: as the flag says, if it was
+// given, else as SQUIRE_TRACE does, else they are.
+func tracesWanted(flag *bool) (bool, error) {
+	if flag != nil {
+		return *flag, nil
+	}
+	value := os.Getenv("SQUIRE_TRACE")
+	if value == "" {
+		return true, nil
+	}
+	on, err := strconv.ParseBool(value)
+	if err != nil {
+		return false, fmt.Errorf("SQUIRE_TRACE=%s: want 0 or 1", printable(value))
+	}
+	return on, nil
+}
+
+// openCache opens the user's directory of traces.
+func openCache(create bool) (*trace.Store, error) {
+	dir := cacheDir()
+	if dir == "" {
+		return nil, errors.New("there is no cache directory: none of SQUIRE_CACHE_DIR, XDG_CACHE_HOME and HOME is set")
+	}
+	return trace.OpenStore(dir, create)
+}
