@@ -12,8 +12,8 @@ import (
 // When a recording ends, if its mount does not end before, and what is kept of
 // it. A start is over when nothing has been read for a while; what is read
 // after that, or for longer, is work. A command that reads less than minTouches
-// blocks is no start worth the waiting for, and others may come: ls reads some
-// 30, Python 300.
+// blocks gains nothing by a trace: of a Debian system with blocks of 128 KiB
+// "ls -l" reads 31, Python 76, with numpy 335.
 const (
 	recordQuiet   = 10 * time.Second
 	recordLongest = 2 * time.Minute

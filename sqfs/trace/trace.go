@@ -98,10 +98,10 @@ func Decode(b []byte) (*Trace, error) {
 	switch {
 	case len(b) == 0:
 		return nil, ErrEmpty
-	case len(b) > MaxSize:
-		return nil, fmt.Errorf("trace is longer than %d bytes", MaxSize)
 	case !bytes.HasPrefix(b, []byte(Magic)):
 		return nil, notTrace(b)
+	case len(b) > MaxSize:
+		return nil, fmt.Errorf("trace is longer than %d bytes", MaxSize)
 	}
 	t := new(Trace)
 	head := len(Magic) + binary.Size(&t.Image)

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/runtime"
+	"github.com/squirefs/squire/sqfs/trace"
+)
+
+type traceRecordOptions struct {
+	runOptions
+	output string
+}
+
+func traceRecordCommand() *cobra.Command {
+	var o traceRecordOptions
+	cmd := &cobra.Command{
+		Use:   "record [flags] IMAGE [--] [COMMAND [ARG...]]",
+		Short: "Run a command and record which blocks it reads",
+		Long: `Run COMMAND in IMAGE as "squire run" does, and write a trace of all that it reads,
+to its end, in place of an older one: into the file that -o names, or beside the image,
+as IMAGE.trace, or if that directory cannot be written to into the cache directory. Let
+COMMAND do what is to be faster, and no more: an import, a first step.
+
+Exit status: the command's, as with "squire run"; 125 if nothing was recorded.`,
+		Example: `  squire trace record pytorch.sqsh -- python3 -c 'import torch'
+  squire trace record -o train.trace --mounts $PWD pytorch.sqsh -- python3 $PWD/train.py --steps 1`,
+		Args:              needArgs(1, -1),
+		ValidArgsFunction: completeImage,
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := o.check(c, args); err != nil {
+				return err
+			}
+			return o.record(c, args[0], args[1:])
+		},
+	}
+	o.addFlags(cmd)
+	cmd.Flags().StringVarP(&o.output, "output", "o", "", "write the trace into this file")
+	return cmd
+}
+
+// record runs a command and keeps the trace. The server writes into memory: what is
+// there already stays until the new trace is complete, and nothing is left behind
+// by whoever is killed.
+func (o *traceRecordOptions) record(c *cobra.Command, image string, command []string) error {
+	img, err := openTraced(image, 0)
+	if err != nil {
+		return err
+	}
+	defer img.close()
+	dest, err := o.destination(image)
+	if err != nil {
+		return err
+	}
+	memory, err := memoryFile("trace")
+	if err != nil {
+		return err
+	}
+	defer memory.Close()
+	if o.into, err = duplicate(memory); err != nil {
+		return err
+	}
+	defer o.into.Close() // where no server took it
+	ended := o.run(c, image, command)
+	var status exitError
+	switch {
+	case ended != nil && !errors.As(ended, &status):
+		return ended
+	case status == runtime.ExitNoExec || status == runtime.ExitNotFound:
+		return ended // no word of a trace: the command's own is what matters
+	}
+	if err := o.keep(c, img, memory, dest); err != nil {
+		return err
+	}
+	return ended
+}
+
+// destination returns the file for the trace, "" for the cache directory.
+func (o *traceRecordOptions) destination(image string) (string, error) {
+	if o.output == "" {
+		if unix.Faccessat(unix.AT_FDCWD, filepath.Dir(image), unix.W_OK, unix.AT_EACCESS) != nil {
+			return "", nil
+		}
+		return sidecar(image), nil
+	}
+	// Better now than after the command.
+	if err := unix.Faccessat(unix.AT_FDCWD, filepath.Dir(o.output), unix.W_OK, unix.AT_EACCESS); err != nil {
+		return "", fmt.Errorf("--output: directory %s: %w", filepath.Dir(o.output), err)
+	}
+	return o.output, nil
+}
+
+// keep puts the recorded trace where it belongs and says what is in it.
+func (o *traceRecordOptions) keep(c *cobra.Command, img *tracedImage, memory *os.File, dest string) error {
+	t, err := trace.Read(memory)
+	if errors.Is(err, trace.ErrEmpty) {
+		return errors.New("nothing was recorded: nothing was read, or something still uses the image")
+	}
+	if err == nil && dest == "" {
+		dest, err = img.keep(t)
+	} else if err == nil {
+		err = replaceFile(dest, t)
+	}
+	if err != nil {
+		return err
+	}
+	list, err := img.files(dest, t)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(c.ErrOrStderr(), "squire: recorded %s, in %s\n", list.summary(), printable(dest))
+	return nil
+}
+
+// memoryFile returns a file without a name.
+func memoryFile(name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make a file in memory: %w", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// duplicate returns the same opened file once more.
+func duplicate(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, fmt.Errorf("duplicate a descriptor: %w", err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// replaceFile makes t the content of a file that appears complete, in place of
+// one that is there. Links are replaced, not followed.
+func replaceFile(name string, t *trace.Trace) error {
+	temp := filepath.Join(filepath.Dir(name), "."+filepath.Base(name)+"."+rand.Text()[:8])
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return unwrapPath(name, err)
+	}
+	err = t.Write(f)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(temp, name)
+	}
+	if err != nil {
+		os.Remove(temp)
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
