@@ -33,11 +33,13 @@ func TestRealImage(t *testing.T) {
 		t.Run("all-told/"+who.name, func(t *testing.T) { testAllTold(t, l, who) })
 		t.Run("status/"+who.name, func(t *testing.T) { testStatus(t, l, who) })
 		t.Run("bad-input/"+who.name, func(t *testing.T) { testBadInput(t, l, who) })
+		t.Run("trace/"+who.name, func(t *testing.T) { testTrace(t, l, who) })
 	}
 	t.Run("server-of-mapped-root", func(t *testing.T) { testServerAsMappedRoot(t, l, users[1]) })
 	for _, who := range mounters {
 		t.Run("mount-life/"+who.name, func(t *testing.T) { testMountLife(t, l, who) })
 		t.Run("foreground/"+who.name, func(t *testing.T) { testForeground(t, l, who) })
+		t.Run("trace-of-mount/"+who.name, func(t *testing.T) { testTraceOfMount(t, l, who) })
 	}
 	t.Run("bad-host", func(t *testing.T) { testBadHost(t, l) })
 }
@@ -163,7 +165,7 @@ type result struct {
 func (l *lab) command(ctx context.Context, who user, argv ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Dir = "/"
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "HOME=/nonexistent"}
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "HOME=/nonexistent", "SQUIRE_TRACE=0"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: who.cred, Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 2 * time.Second // whoever inherited the pipes must not hold up the test
