@@ -50,7 +50,8 @@ func isName(name string) bool {
 	return ok && err == nil && len(k) == len(Key{})
 }
 
-// Limits of a Store. When a trace is added beyond them, the oldest go.
+// Limits of a Store. When a trace is added beyond them, files go in which nothing was
+// recorded, then the oldest.
 const (
 	maxFiles = 256
 	maxBytes = 32 << 20
@@ -228,7 +229,7 @@ type kept struct {
 	mtime int64 // in nanoseconds
 }
 
-// list lists the traces of the directory, the oldest first.
+// list lists the traces of the directory in the order in which they may go.
 func (s *Store) list() (all []kept, err error) {
 	if _, err = s.dir.Seek(0, io.SeekStart); err != nil {
 		return nil, err
@@ -244,10 +245,10 @@ func (s *Store) list() (all []kept, err error) {
 		all = append(all, kept{name, st.Size, st.Mtim.Nano()})
 	}
 	slices.SortFunc(all, func(a, b kept) int {
-		if a.mtime != b.mtime {
-			return cmp.Compare(a.mtime, b.mtime)
+		if (a.size == 0) != (b.size == 0) {
+			return cmp.Compare(a.size, b.size)
 		}
-		return strings.Compare(a.name, b.name)
+		return cmp.Or(cmp.Compare(a.mtime, b.mtime), cmp.Compare(a.name, b.name))
 	})
 	return all, err
 }

@@ -180,7 +180,7 @@ func TestPrune(t *testing.T) {
 	touch := func(name string, i int) {
 		t.Helper()
 		name = filepath.Join(dir, name)
-		if err := os.WriteFile(name, nil, 0o600); err != nil {
+		if err := os.WriteFile(name, make([]byte, min(i, 1)), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		when := time.Now().Add(time.Duration(i-1000) * time.Second)
@@ -192,14 +192,17 @@ func TestPrune(t *testing.T) {
 	for i := range 300 {
 		touch(Key{byte(i), byte(i >> 8)}.name(), i+1)
 	}
+	for i := range 10 { // nothing was recorded here
+		touch(Key{14: byte(i + 1)}.name(), 0)
+	}
 	f, err := s.Record(Key{15: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
 	f.Close()
 	all, err := s.list()
-	if err != nil || len(all) != maxFiles || all[0].name != (Key{45}).name() || all[maxFiles-1].name != (Key{15: 1}).name() {
-		t.Errorf("%v: %d are left, the oldest %v", err, len(all), all[0])
+	if err != nil || len(all) != maxFiles || all[0].name != (Key{15: 1}).name() || all[1].name != (Key{45}).name() {
+		t.Errorf("%v: %d are left, the oldest %v", err, len(all), all[:2])
 	}
 	// Long ones go as well.
 	for i := range 40 {
