@@ -19,6 +19,7 @@ trap 'rm -rf --one-file-system "$work"' EXIT
 trap 'exit 130' HUP INT TERM
 chmod 0755 "$work" # an ordinary user reads the binary and the image below
 cp "$squire" "$work/squire"
+export SQUIRE_CACHE_DIR="$work/cache" # traces of the demo's image are of no use later
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 [ -t 1 ] || say() { printf '\n== %s\n' "$*"; }
