@@ -49,6 +49,7 @@ Options (-o, separated by commas):
   suid, dev    honour set-id bits and devices (root only; not the default)
   noexec       do not execute programs from it
   notrace      neither use a trace of the image nor record one; see squire trace
+  trace        do, in spite of SQUIRE_TRACE=0
   ro, nosuid, nodev, exec, nofail, _netdev, x-*  accepted, as in fstab`,
 		Example: `  squire mount pytorch.sqsh /mnt
   squire umount /mnt`,

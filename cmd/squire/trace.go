@@ -52,7 +52,11 @@ is left alone. The cache directory keeps up to 256 traces, 32 MiB in all.
 func completeTrace(c *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
 	switch len(args) {
 	case 0:
-		return completeImage(c, args, word)
+		images, directive := completeImage(c, args, word)
+		if c.Name() == "show" {
+			images = append(images, "trace")
+		}
+		return images, directive
 	case 1:
 		return []string{"trace"}, cobra.ShellCompDirectiveFilterFileExt
 	}

@@ -43,11 +43,12 @@ const ext = ".trace"
 
 func (k Key) name() string { return hex.EncodeToString(k[:]) + ext }
 
-// isName reports whether a file may be one of a Store's.
+// isName reports whether a file may be one of a Store's, or what a Put that was killed
+// has left, whose name begins with a dot.
 func isName(name string) bool {
 	digits, ok := strings.CutSuffix(name, ext)
 	k, err := hex.DecodeString(digits)
-	return ok && err == nil && len(k) == len(Key{})
+	return ok && (err == nil && len(k) == len(Key{}) || strings.HasPrefix(name, "."))
 }
 
 // Limits of a Store. When a trace is added beyond them, files go in which nothing was
@@ -237,12 +238,9 @@ func (s *Store) list() (all []kept, err error) {
 	names, err := s.dir.Readdirnames(-1)
 	for _, name := range names {
 		var st unix.Stat_t
-		// Names with a dot are what a Put that was killed left.
-		if !isName(name) && !(strings.HasPrefix(name, ".") && strings.HasSuffix(name, ext)) ||
-			unix.Fstatat(int(s.dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
-			continue
+		if isName(name) && unix.Fstatat(int(s.dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
+			all = append(all, kept{name, st.Size, st.Mtim.Nano()})
 		}
-		all = append(all, kept{name, st.Size, st.Mtim.Nano()})
 	}
 	slices.SortFunc(all, func(a, b kept) int {
 		if (a.size == 0) != (b.size == 0) {

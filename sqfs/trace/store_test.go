@@ -35,10 +35,10 @@ func TestStore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Record(k); !errors.Is(err, unix.EWOULDBLOCK) {
+	if _, err = s.Record(k); !errors.Is(err, unix.EWOULDBLOCK) {
 		t.Errorf("second recorder: %v", err)
 	}
-	if err := sample().Write(f); err != nil {
+	if err = sample().Write(f); err != nil {
 		t.Fatal(err)
 	}
 	f.Close()
@@ -46,13 +46,13 @@ func TestStore(t *testing.T) {
 		t.Fatalf("after the first recorder: %v", err)
 	}
 	f.Close()
-	want(t, s, k, 6)
+	wantTouches(t, s, k, 6)
 	less := sample()
 	less.Touches = less.Touches[:2]
 	if err := s.Put(k, less); err != nil {
 		t.Fatal(err)
 	}
-	want(t, s, k, 2)
+	wantTouches(t, s, k, 2)
 	if p := s.Path(k); filepath.Dir(p) != dir || !isName(filepath.Base(p)) {
 		t.Errorf("path %s", p)
 	}
@@ -64,8 +64,8 @@ func TestStore(t *testing.T) {
 	}
 }
 
-// want wants the trace of an image to have n touches.
-func want(t *testing.T, s *Store, k Key, n int) {
+// wantTouches wants the trace of an image to have n touches.
+func wantTouches(t *testing.T, s *Store, k Key, n int) {
 	t.Helper()
 	f, err := s.Open(k)
 	if err != nil {

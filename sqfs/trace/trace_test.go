@@ -145,11 +145,11 @@ func TestWriteRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if _, err := f.Write(bytes.Repeat([]byte("longer than the trace\n"), 100)); err != nil {
+	if _, err = f.Write(bytes.Repeat([]byte("longer than the trace\n"), 100)); err != nil {
 		t.Fatal(err)
 	}
 	want := sample()
-	if err := want.Write(f); err != nil {
+	if err = want.Write(f); err != nil {
 		t.Fatal(err)
 	}
 	got, err := Read(f)
