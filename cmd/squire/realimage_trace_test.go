@@ -11,6 +11,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/squirefs/squire/sqfs"
+	"github.com/squirefs/squire/sqfs/trace"
 )
 
 // tracer runs squire with traces, in a cache directory of its own.
@@ -247,6 +250,21 @@ func testTraceHostile(t *testing.T, tr *tracer) {
 		if replayed, recorded := tr.python(t); replayed != 0 || recorded == 0 {
 			t.Errorf("%s: %d replayed, %d recorded", name, replayed, recorded)
 		}
+	}
+	wrong, err := trace.Decode(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Every reference that the table may have, hardly one of a file, and blocks that no file has.
+	for wrong.Touches = nil; len(wrong.Touches) < trace.MaxTouches; {
+		n := len(wrong.Touches)
+		wrong.Touches = append(wrong.Touches, trace.Touch{Ref: sqfs.InodeRef(n/4096<<16 | n*2%8192), Block: uint32(n * n)})
+	}
+	if err := os.WriteFile(names[0], wrong.Encode(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if replayed, recorded := tr.python(t); replayed != trace.MaxTouches || recorded != 0 {
+		t.Errorf("nonsense: %d replayed, %d recorded", replayed, recorded)
 	}
 	precious := tr.file(t, "precious", []byte("precious"))
 	if err := os.Remove(names[0]); err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -174,6 +175,26 @@ func TestTraceOrder(t *testing.T) {
 	}
 	if _, err := squire(t, "trace", "show", image); err != nil {
 		t.Error(err)
+	}
+}
+
+// A trace that a third party has put beside an image does not count.
+func TestTraceOfStranger(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to give files away")
+	}
+	image, _, tr := tracedCopy(t)
+	writeTrace(t, sidecar(image), tr)
+	for _, tt := range []struct {
+		image, trace int
+		used         bool
+	}{{0, 0, true}, {12345, 0, true}, {12345, 12345, true}, {0, 12345, false}, {12345, 12346, false}} {
+		if err := errors.Join(os.Chown(image, tt.image, -1), os.Chown(sidecar(image), tt.trace, -1)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := squire(t, "trace", "show", image); (err == nil) != tt.used {
+			t.Errorf("%+v: %v", tt, err)
+		}
 	}
 }
 

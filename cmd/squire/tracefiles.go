@@ -52,7 +52,11 @@ func cacheDir() string {
 func openTraces(image string, file *os.File, offset int64, record bool) *traceFiles {
 	t := new(traceFiles)
 	if f, err := openTrace(sidecar(image)); err == nil {
-		t.files = append(t.files, f)
+		if sameHands(f, file) {
+			t.files = append(t.files, f)
+		} else {
+			f.Close()
+		}
 	}
 	key, err := imageKey(file, offset)
 	if err != nil {
@@ -107,6 +111,16 @@ func openTrace(name string) (*os.File, error) {
 		return nil, fmt.Errorf("%s: not a file", name)
 	}
 	return f, nil
+}
+
+// sameHands reports whether a trace beside an image is the user's, root's, or that of
+// whoever owns the image: in /tmp others can put files, too.
+func sameHands(beside, image *os.File) bool {
+	var b, i unix.Stat_t
+	if unix.Fstat(int(beside.Fd()), &b) != nil || unix.Fstat(int(image.Fd()), &i) != nil {
+		return false
+	}
+	return b.Uid == 0 || int(b.Uid) == os.Geteuid() || b.Uid == i.Uid
 }
 
 // tracesWait is how long a start waits for the files of traces: the home
