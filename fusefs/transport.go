@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"sync"
 	"sync/atomic"
 	"unsafe"
 
@@ -48,7 +47,6 @@ type transport struct {
 	fs      *FS
 	ps      *fuse.ProtocolServer
 	dev     watch
-	done    sync.WaitGroup
 	replies replyPool
 
 	failure atomic.Pointer[error] // first unexpected error of the device
@@ -90,8 +88,8 @@ func (f *FS) Serve(dev, store *os.File, ready func()) error {
 		f.source.watch.Store(&t.dev)
 		defer f.source.watch.Store(nil)
 	}
-	t.start()
-	t.done.Wait()
+	t.run()
+	<-t.dev.ended
 	if err := t.failure.Load(); err != nil {
 		return *err
 	}
@@ -150,10 +148,14 @@ func (t *transport) init() error {
 
 // start starts a goroutine that answers requests, unless there are enough.
 func (t *transport) start() {
-	if !t.dev.enlist(maxReaders) {
-		return
+	if t.dev.enlist(maxReaders) {
+		t.run()
 	}
-	t.done.Go(func() {
+}
+
+// run starts a goroutine that is enlisted.
+func (t *transport) run() {
+	go func() {
 		defer t.dev.discharge()
 		in, out := make([]byte, requestSize), make([]byte, replySize)
 		for {
@@ -167,7 +169,7 @@ func (t *transport) start() {
 			}
 			t.answer(in[:n], out)
 		}
-	})
+	}()
 }
 
 // fail notes why a goroutine ended, if that is not because there are enough. ENODEV is the regular end: the mount is gone; every reader gets it. An abort

@@ -27,12 +27,13 @@ type watch struct {
 	more func() // starts a goroutine that calls next in a loop
 
 	watching atomic.Bool
-	enlisted atomic.Int32  // goroutines that call next
+	enlisted atomic.Int32  // goroutines that call next, one from the beginning; 0 is the end
 	parked   atomic.Int32  // of these, those that wait for wake
 	spare    int32         // how many may be parked
 	wake     chan struct{} // without buffer: a send finds somebody parked, or nobody
 	gone     chan struct{} // closed when the device is
 	close    sync.Once
+	ended    chan struct{} // closed when nobody is enlisted any more
 
 	poll     [1]unix.PollFd
 	patience time.Duration // how long to look before sleeping; only the watcher touches it and poll
@@ -50,19 +51,30 @@ func (w *watch) init(fd int) {
 	w.fd = fd
 	w.poll[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
 	w.spare = int32(2 * runtime.GOMAXPROCS(0))
-	w.wake, w.gone = make(chan struct{}), make(chan struct{})
+	w.wake, w.gone, w.ended = make(chan struct{}), make(chan struct{}), make(chan struct{})
+	w.enlisted.Store(1)
 }
 
-// enlist counts a goroutine that will call next, and reports false if there are limit already.
+// enlist counts a goroutine that will call next, and reports false if there are limit already, or if all have ended:
+// who decodes ahead may want somebody at the device when the mount is gone already. This and ended are instead of a
+// WaitGroup, which must not grow again once it is empty.
 func (w *watch) enlist(limit int32) bool {
-	if w.enlisted.Add(1) > limit {
-		w.enlisted.Add(-1)
-		return false
+	for {
+		n := w.enlisted.Load()
+		if n == 0 || n >= limit {
+			return false
+		}
+		if w.enlisted.CompareAndSwap(n, n+1) {
+			return true
+		}
 	}
-	return true
 }
 
-func (w *watch) discharge() { w.enlisted.Add(-1) }
+func (w *watch) discharge() {
+	if w.enlisted.Add(-1) == 0 {
+		close(w.ended)
+	}
+}
 
 // next reads the next request. An error ends the caller: the mount is gone, or errSpare.
 func (w *watch) next(in []byte) (int, error) {

@@ -105,3 +105,29 @@ func TestWatchGoesOn(t *testing.T) {
 		t.Errorf("%d goroutines, more than allowed", n)
 	}
 }
+
+// TestWatchEnds: whoever wants one more goroutine while the last ends gets it in time, or not at all.
+func TestWatchEnds(t *testing.T) {
+	for range 1000 {
+		w := new(watch)
+		w.init(-1)
+		enlist := func() {
+			if w.enlist(4) {
+				go w.discharge()
+			}
+		}
+		var others sync.WaitGroup
+		for range 2 {
+			others.Go(func() {
+				for range 10 {
+					enlist()
+				}
+			})
+		}
+		w.discharge()
+		<-w.ended
+		if others.Wait(); w.enlist(4) || w.enlisted.Load() != 0 {
+			t.Fatal("one more was enlisted after the end")
+		}
+	}
+}
