@@ -244,7 +244,7 @@ func testTraceHostile(t *testing.T, tr *tracer) {
 		"cut off": whole[:len(whole)-1], "flipped": flipped, "longer": append(slices.Clone(whole), 0),
 		"text": []byte("no trace\n"), "huge": make([]byte, 4<<20),
 	} {
-		if err := os.WriteFile(names[0], b, 0); err != nil {
+		if err = os.WriteFile(names[0], b, 0); err != nil {
 			t.Fatal(err)
 		}
 		if replayed, recorded := tr.python(t); replayed != 0 || recorded == 0 {
