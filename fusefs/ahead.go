@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"runtime"
+	"slices"
 	"sync"
 
 	"github.com/squirefs/squire/sqfs"
@@ -48,9 +49,10 @@ type stream struct {
 	ended  bool
 }
 
-// queued is a block that was decoded ahead, and the stream's done after it.
+// queued is a block that was decoded ahead, with the parts of it that were passed on, and the stream's done after it.
 type queued struct {
 	block sqfs.Block
+	parts []part
 	done  int64
 }
 
@@ -155,10 +157,10 @@ func (a *ahead) goOn(s *stream, ino *sqfs.Inode, i int64, b *sqfs.Block, first b
 	}
 	switch {
 	case expected:
-		a.consume(s, *b)
+		a.consume(s, *b, true)
 	case overtakes: // the reader came to the end of what was decoded, or jumped over it
 		s.next = position{*ino, i + 1}
-		a.consume(s, sqfs.Block{})
+		a.consume(s, sqfs.Block{}, inTurn)
 	default:
 		return // a part of what was read before
 	}
@@ -171,9 +173,15 @@ func (a *ahead) goOn(s *stream, ino *sqfs.Inode, i int64, b *sqfs.Block, first b
 	}
 }
 
-// consume takes all that was queued up to block b out of the queue, everything if b is not in it.
-func (a *ahead) consume(s *stream, b sqfs.Block) {
+// consume takes all that was queued up to block b out of the queue, everything if b is not in it. used says that the
+// reader must have come by it: what the kernel had of it was not asked for.
+func (a *ahead) consume(s *stream, b sqfs.Block, used bool) {
 	for k, q := range s.queue {
+		if used {
+			for _, p := range q.parts {
+				a.fs.trace.add(p.ref, p.off/a.fs.blockSize)
+			}
+		}
 		if a.pending[q.block] == s {
 			delete(a.pending, q.block)
 		}
@@ -227,7 +235,7 @@ func (a *ahead) add() *stream {
 		return s
 	}
 	old := a.streams[0]
-	a.consume(old, sqfs.Block{})
+	a.consume(old, sqfs.Block{}, false)
 	if old.busy { // somebody still works with it
 		old.ended = true
 		old = new(stream)
@@ -287,7 +295,7 @@ func (a *ahead) advance(s *stream) {
 	if w.block != w.shared && a.pending[w.block] == nil {
 		a.pending[w.block] = s
 		s.done += int64(w.block.Len)
-		s.queue = append(s.queue, queued{w.block, s.done})
+		s.queue = append(s.queue, queued{w.block, w.parts, s.done})
 	}
 	if s.hasWork() {
 		a.work.Signal() // somebody else can go on
@@ -307,11 +315,9 @@ func (a *ahead) pass(b sqfs.Block, parts []part) {
 		buf.Release() // whoever asked has it from here
 		return
 	}
-	for _, p := range parts {
-		a.fs.trace.add(p.ref, p.off/a.fs.blockSize)
-	}
+	// Those who read at the same time will have asked for the next parts before they are there.
 	if n := min(2*int(a.fs.reading.Load()), len(parts)); n > 2 {
-		parts = append(parts[n:], parts[:n]...)
+		parts = slices.Concat(parts[n:], parts[:n])
 	}
 	a.fs.jobs <- storeJob{buf: buf, parts: parts, keep: b.Fragment}
 }

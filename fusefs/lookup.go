@@ -12,7 +12,8 @@ type lookups struct {
 
 	touches []Touch                    // what is to be replayed, in order
 	files   map[sqfs.InodeRef][]uint32 // blocks of files that were read before, until the file is found
-	replay  stream                     // owns the blocks that were replayed
+	replay  stream                     // owns the blocks that were replayed; its window is what of them may be pending
+	budget  int64                      // the most that window may become
 }
 
 const (
@@ -21,6 +22,9 @@ const (
 	maxCredit       = 32
 	startsForCredit = 8
 	maxFound        = 1024
+	// minReplay is what is decoded of a trace at first. As much of it as is of use, twice as much is decoded on top: what
+	// is run now may be something else.
+	minReplay = 1 << 20
 )
 
 // init takes what was read before, and how many bytes of it may wait in the block cache.
@@ -29,7 +33,8 @@ func (l *lookups) init(replay []Touch, budget int64) {
 	if len(replay) == 0 {
 		return
 	}
-	l.touches, l.replay.window = replay, budget
+	l.touches, l.budget = replay, budget
+	l.replay.window = min(minReplay, budget)
 	l.files = make(map[sqfs.InodeRef][]uint32)
 	for _, t := range replay {
 		l.files[t.Ref] = append(l.files[t.Ref], t.Block)
@@ -138,7 +143,7 @@ func (a *ahead) passReplayed(b sqfs.Block, p part) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.pending[b] == &a.replay {
-		a.settle(&a.replay, b, false)
+		a.settle(&a.replay, b, true)
 	}
 }
 
@@ -185,7 +190,10 @@ func (a *ahead) forgetOld(b sqfs.Block) {
 func (a *ahead) settle(s *stream, b sqfs.Block, used bool) {
 	delete(a.pending, b)
 	s.done -= int64(b.Len)
-	if s == &a.guesses && used {
+	switch {
+	case s == &a.replay && used:
+		s.window = min(s.window+2*int64(b.Len), a.budget)
+	case used:
 		a.refund()
 	}
 	if a.canReplay() {
