@@ -55,7 +55,7 @@ func openSquashfs(name string, offset int64) (*sqfs.Image, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	img, err := newImage(f, f, offset)
+	img, err := newImage(f, f, offset, 0)
 	if err != nil {
 		if errors.Is(err, sqfs.ErrNotSquashfs) {
 			err = fmt.Errorf("%w; %s", err, whereElse(f, offset))
@@ -66,8 +66,9 @@ func openSquashfs(name string, offset int64) (*sqfs.Image, func(), error) {
 	return img, func() { img.Close(); f.Close() }, nil
 }
 
-// newImage reads the image at offset in r, whose size is that of f.
-func newImage(r io.ReaderAt, f *os.File, offset int64) (*sqfs.Image, error) {
+// newImage reads the image at offset in r, whose size is that of f, and keeps so
+// much of its metadata; 0 is the default.
+func newImage(r io.ReaderAt, f *os.File, offset, metadata int64) (*sqfs.Image, error) {
 	size, err := fileSize(f)
 	if err != nil {
 		return nil, err
@@ -75,7 +76,7 @@ func newImage(r io.ReaderAt, f *os.File, offset int64) (*sqfs.Image, error) {
 	if offset < 0 || offset > size {
 		return nil, fmt.Errorf("offset %d lies outside of the file's %d bytes", offset, size)
 	}
-	return sqfs.New(r, size-offset, &sqfs.Options{Offset: offset})
+	return sqfs.New(r, size-offset, &sqfs.Options{Offset: offset, MetadataCache: metadata})
 }
 
 // whereElse says what to try for a file that has no image at offset. Programs like

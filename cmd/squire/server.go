@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	goruntime "runtime"
+	"runtime/debug"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -203,7 +204,7 @@ func openServed(source *fusefs.Source, file *os.File, traces []*os.File, cfg *se
 	// Twice as many: whoever decodes keeps one for a millisecond at a time, and a
 	// request that was read waits for a free one.
 	goruntime.GOMAXPROCS(2 * max(cfg.Processors, 1))
-	img, err := newImage(source, file, cfg.Offset)
+	img, err := newImage(source, file, cfg.Offset, metadataCache)
 	if err != nil {
 		return nil, serverState{}, nil, err
 	}
@@ -213,6 +214,7 @@ func openServed(source *fusefs.Source, file *os.File, traces []*os.File, cfg *se
 	if budget == 0 {
 		budget = defaultCache
 	}
+	debug.SetMemoryLimit(budget + metadataCache + otherMemory)
 	fs := fusefs.New(img, fusefs.Options{
 		Cache:    cache.New(budget),
 		Owner:    cfg.Owner,
@@ -232,6 +234,14 @@ func openServed(source *fusefs.Source, file *os.File, traces []*os.File, cfg *se
 // defaultCache is small, as the kernel's page cache keeps what is read whole;
 // only fragments and parts of blocks are kept here.
 const defaultCache = 64 << 20
+
+// The server is to have less than 96 MiB beside that cache, whatever the image.
+const (
+	// metadataCache is all that an image of a million inodes has, or most of it.
+	metadataCache = 48 << 20
+	// otherMemory is for replies on their way and what has yet to be collected.
+	otherMemory = 32 << 20
+)
 
 // confine leaves the server with no rights but its descriptors.
 func confine() error {

@@ -91,7 +91,7 @@ func openTraced(name string, offset int64) (*tracedImage, error) {
 		return nil, err
 	}
 	i := &tracedImage{name: name, file: file}
-	if i.img, err = newImage(file, file, offset); err == nil {
+	if i.img, err = newImage(file, file, offset, 0); err == nil {
 		i.key, err = imageKey(file, offset)
 	}
 	if err != nil {
