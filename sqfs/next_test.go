@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestNextInode goes through the inode tables of images of all kinds, beside what a walk through the tree finds: inodes
-// have to follow each other without a gap, as every inode is in the tree.
+// TestNextInode goes through the inode tables of images of all kinds, beside what a walk through the tree finds: it has
+// to come by every inode of the tree. tar2sqfs leaves some in the table that no directory leads to.
 func TestNextInode(t *testing.T) {
 	for _, path := range images(t) {
 		t.Run(strings.TrimSuffix(filepath.Base(path), ".sqfs"), func(t *testing.T) {
@@ -34,15 +34,22 @@ func testNextInode(t *testing.T, img *Image) {
 	}
 	order := slices.Sorted(maps.Keys(inodes))
 	ino := inodes[order[0]]
-	for i, ref := range order[1:] {
-		next, err := img.NextInode(&ino)
-		if err != nil {
-			t.Fatalf("after inode %v, number %d of %d: %v", ino.Ref, i, len(order), err)
+	seen := 1
+	for _, ref := range order[1:] {
+		for ino.Ref != ref {
+			next, err := img.NextInode(&ino)
+			if err != nil || next.Ref <= ino.Ref || next.Ref > ref {
+				t.Fatalf("after inode %v comes %v, %v, want %v", ino.Ref, next.Ref, err, ref)
+			}
+			ino = next
+			seen++
 		}
-		if next != inodes[ref] {
-			t.Fatalf("after %v comes %v, want %v", ino.Ref, next.Ref, ref)
+		if ino != inodes[ref] {
+			t.Fatalf("inode %v is %+v in the table, %+v in the tree", ref, ino, inodes[ref])
 		}
-		ino = next
+	}
+	if want := int(img.Superblock().Inodes); seen > want {
+		t.Errorf("%d inodes, the image has %d", seen, want)
 	}
 	if next, err := img.NextInode(&ino); !errors.Is(err, io.EOF) {
 		t.Errorf("after the last inode comes %v, %v, want EOF", next.Ref, err)
