@@ -30,6 +30,10 @@ type Decoder interface {
 
 var _ Decoder = (*sqfs.Image)(nil)
 
+// Waiter may be implemented by a Decoder that wants to know when its caller is about to wait for a block that somebody
+// else decodes, which may take as long as the storage does.
+type Waiter interface{ Waiting() }
+
 // Cache is a set of decompressed blocks. All methods may be called concurrently.
 type Cache struct {
 	budget int64
@@ -94,9 +98,9 @@ func errTooLong(b sqfs.Block) error {
 	return fmt.Errorf("cache block at %#x: length %d is over the largest block of squashfs, %d", b.Off, b.Len, maxBlock)
 }
 
-// Find returns block b of image if it is kept, else nil. If it is being decoded, Find waits for that, given wait; the
-// result is nil too if that failed. The caller must call Release or Drop on the result exactly once.
-func (c *Cache) Find(image uint64, b sqfs.Block, wait bool) *Buffer {
+// Find returns block b of image if it is kept, else nil. If it is being decoded, Find waits for that, unless wait is nil;
+// the result is nil too if that failed. The caller must call Release or Drop on the result exactly once.
+func (c *Cache) Find(image uint64, b sqfs.Block, wait Waiter) *Buffer {
 	k := key{image, b}
 	return c.shards[k.shard(len(c.shards))].find(k, wait)
 }

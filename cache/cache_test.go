@@ -439,23 +439,28 @@ func BenchmarkMiss(b *testing.B) {
 	}
 }
 
+// waits counts how often somebody waits.
+type waits struct{ n atomic.Int32 }
+
+func (w *waits) Waiting() { w.n.Add(1) }
+
 func TestFind(t *testing.T) {
 	c, img := New(1<<20), &fakeImage{}
 	b := block(5, 8192)
-	if c.Find(1, b, true) != nil || c.Has(1, b) {
+	if c.Find(1, b, new(waits)) != nil || c.Has(1, b) {
 		t.Error("found a block that nobody loaded")
 	}
 	get(t, c, img, b)
 	if !c.Has(1, b) {
 		t.Error("does not have a block that is kept")
 	}
-	buf := c.Find(1, b, false)
+	buf := c.Find(1, b, nil)
 	if buf == nil {
 		t.Fatal("did not find a block that is kept")
 	}
 	check(t, buf.Bytes(), b)
 	buf.Release()
-	if c.Find(2, b, false) != nil {
+	if c.Find(2, b, nil) != nil {
 		t.Error("found a block of another image")
 	}
 }
@@ -465,15 +470,15 @@ func TestDrop(t *testing.T) {
 	c, img := newSharded(1<<20, 1), &fakeImage{}
 	b := block(5, 8192)
 	get(t, c, img, b)
-	first, second := c.Find(1, b, false), c.Find(1, b, false)
+	first, second := c.Find(1, b, nil), c.Find(1, b, nil)
 	first.Drop()
 	check(t, second.Bytes(), b)
-	if c.Find(1, b, false) != nil {
+	if c.Find(1, b, nil) != nil {
 		t.Error("a dropped block is still kept")
 	}
 	get(t, c, img, b)
 	second.Drop() // the block that is kept now is another one
-	if got := c.Find(1, b, false); got == nil {
+	if got := c.Find(1, b, nil); got == nil {
 		t.Error("dropping an old block took the new one away")
 	} else {
 		got.Release()
@@ -499,11 +504,12 @@ func TestLoadAhead(t *testing.T) {
 		loaded <- did && err == nil
 	}()
 	<-started
-	if c.Find(1, b, false) != nil || !c.Has(1, b) {
+	if c.Find(1, b, nil) != nil || !c.Has(1, b) {
 		t.Error("found a block before it was decoded, or does not know that it will be there")
 	}
 	found := make(chan *Buffer)
-	go func() { found <- c.Find(1, b, true) }()
+	var waiting waits
+	go func() { found <- c.Find(1, b, &waiting) }()
 	if did, err := c.Load(img, 1, b); did || err != nil {
 		t.Errorf("a second Load: %v, %v, want that it leaves the first alone", did, err)
 	}
@@ -514,6 +520,9 @@ func TestLoadAhead(t *testing.T) {
 	buf := <-found
 	if buf == nil {
 		t.Fatal("who waited got nothing")
+	}
+	if c.Stats().Waits != uint64(waiting.n.Load()) {
+		t.Errorf("waited %d times, said so %d times", c.Stats().Waits, waiting.n.Load())
 	}
 	check(t, buf.Bytes(), b)
 	buf.Release()
@@ -529,7 +538,7 @@ func TestLoadAheadFails(t *testing.T) {
 	if did, err := c.Load(img, 1, block(5, 8192)); !did || !errors.Is(err, bad) {
 		t.Errorf("got %v, %v, want the decoder's error", did, err)
 	}
-	if c.Find(1, block(5, 8192), true) != nil {
+	if c.Find(1, block(5, 8192), new(waits)) != nil {
 		t.Error("a block that failed is kept")
 	}
 	checkShard(t, &c.shards[0])

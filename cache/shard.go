@@ -56,7 +56,8 @@ func (s *shard) get(d Decoder, k key) (*Buffer, error) {
 	}
 	if b, ok := s.loading[k]; ok {
 		s.counts.Waits++
-		return s.waitLocked(b)
+		w, _ := d.(Waiter)
+		return s.waitLocked(b, w)
 	}
 	s.counts.Misses++
 	b := s.startLocked(k)
@@ -65,7 +66,7 @@ func (s *shard) get(d Decoder, k key) (*Buffer, error) {
 }
 
 // find is Cache.Find within the shard that k belongs to.
-func (s *shard) find(k key, wait bool) *Buffer {
+func (s *shard) find(k key, wait Waiter) *Buffer {
 	s.mu.Lock()
 	if b, ok := s.kept.Get(k); ok {
 		s.counts.Hits++
@@ -73,9 +74,9 @@ func (s *shard) find(k key, wait bool) *Buffer {
 		s.mu.Unlock()
 		return b
 	}
-	if b, ok := s.loading[k]; ok && wait {
+	if b, ok := s.loading[k]; ok && wait != nil {
 		s.counts.Waits++
-		b, _ = s.waitLocked(b)
+		b, _ = s.waitLocked(b, wait)
 		return b
 	}
 	s.mu.Unlock()
@@ -127,14 +128,17 @@ func (s *shard) drop(b *Buffer) {
 	s.unrefLocked(b)
 }
 
-// waitLocked waits for the loader of b. It unlocks s.mu.
-func (s *shard) waitLocked(b *Buffer) (*Buffer, error) {
+// waitLocked waits for the loader of b, having told w, which may be nil. It unlocks s.mu.
+func (s *shard) waitLocked(b *Buffer, w Waiter) (*Buffer, error) {
 	b.refs++
 	if b.done == nil {
 		b.done = make(chan struct{}) // only here: most loads have nobody waiting
 	}
 	done := b.done
 	s.mu.Unlock()
+	if w != nil {
+		w.Waiting()
+	}
 	<-done
 	if err := b.err; err != nil {
 		b.Release()

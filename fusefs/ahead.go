@@ -1,7 +1,6 @@
 package fusefs
 
 import (
-	"runtime"
 	"slices"
 	"sync"
 
@@ -28,6 +27,8 @@ type ahead struct {
 	streams []*stream              // the one that was read last at the end
 	pending map[sqfs.Block]*stream // decoded, or being decoded, and not asked for yet
 	closed  bool
+
+	maxWindow int64
 
 	lookups
 }
@@ -57,14 +58,20 @@ type queued struct {
 }
 
 const (
-	maxStreams = 32
+	maxDecoders = 16
+	maxStreams  = 32
+	// maxQueue bounds the blocks of a stream that wait for their reader, however small they are.
+	maxQueue = 256
 	// inOrder is how many requests have to come in order before more is decoded than was asked for. Programs that start
 	// jump about, and a few steps in order come about by chance.
 	inOrder = 4
 	// minWindow is what is decoded ahead then. It doubles with each request in order.
 	minWindow = 256 << 10
-	// maxWindow keeps several processors busy, and reads from storage under way, while the reader takes what is there.
+	// maxWindow keeps several processors busy, and reads from storage under way, while the reader takes what is there. A
+	// small cache has smaller ones.
 	maxWindow = 8 << 20
+	// minCost is what a block counts at least, as that is the memory it takes.
+	minCost = 4 << 10
 	// adjacent is how far apart in the table two inodes may be, in bytes, whose files are taken for being read one
 	// after the other; skipped how far apart they may be for the reader to have left out some, or for several readers
 	// to take turns. A small file has some 32 bytes.
@@ -76,13 +83,14 @@ func (a *ahead) init(f *FS, replay []Touch) {
 	a.fs = f
 	a.work.L = &a.mu
 	a.pending = make(map[sqfs.Block]*stream)
+	a.maxWindow = max(minWindow, min(maxWindow, f.cache.Budget()/8))
 	a.lookups.init(replay, f.cache.Budget()/2)
 }
 
 // start starts the goroutines, and returns a function that ends them and waits for them.
 func (a *ahead) start() (stop func()) {
 	var running sync.WaitGroup
-	for range runtime.NumCPU() {
+	for range min(processors(), maxDecoders) {
 		running.Go(a.run)
 	}
 	return func() {
@@ -168,7 +176,7 @@ func (a *ahead) goOn(s *stream, ino *sqfs.Inode, i int64, b *sqfs.Block, first b
 		s.window = 0
 	} else if first {
 		if s.steps++; s.steps >= inOrder {
-			s.window = min(max(2*s.window, minWindow), maxWindow)
+			s.window = min(max(2*s.window, minWindow), a.maxWindow)
 		}
 	}
 }
@@ -187,10 +195,13 @@ func (a *ahead) consume(s *stream, b sqfs.Block, used bool) {
 		}
 		s.read = q.done
 		if q.block == b {
-			s.queue = append(s.queue[:0], s.queue[k+1:]...)
+			n := copy(s.queue, s.queue[k+1:])
+			clear(s.queue[n:])
+			s.queue = s.queue[:n]
 			return
 		}
 	}
+	clear(s.queue)
 	s.queue = s.queue[:0]
 	s.read = s.done
 }
@@ -267,21 +278,18 @@ func (a *ahead) choose() *stream {
 }
 
 func (s *stream) hasWork() bool {
-	return !s.busy && !s.ended && (s.shared.Size > 0 || s.done-s.read < s.window)
+	return !s.busy && !s.ended && (s.shared.Size > 0 || s.done-s.read < s.window && len(s.queue) < maxQueue)
 }
 
 // advance decodes the next block of s, or passes on what other files have of a fragment that is decoded. a.mu is held,
 // and free meanwhile.
 func (a *ahead) advance(s *stream) {
-	w := walk{
-		at: s.next, shared: s.shared, whole: s.ref,
-		across: s.steps >= inOrder && !s.within, only: s.done-s.read >= s.window,
-	}
+	full := s.done-s.read >= s.window || len(s.queue) >= maxQueue
+	w := walk{at: s.next, shared: s.shared, whole: s.ref, across: s.steps >= inOrder && !s.within, only: full}
 	s.shared = sqfs.Block{}
 	s.busy = true
-	a.mu.Unlock()
-	more := a.fs.following(&w)
-	a.mu.Lock()
+	more := false
+	a.unlocked(func() { more = a.fs.following(&w) })
 	s.busy = false
 	if !w.only && s.next.before(w.at.ino.Ref, w.at.i) {
 		s.next = w.at
@@ -289,25 +297,47 @@ func (a *ahead) advance(s *stream) {
 	if !more {
 		s.window = 0 // the reader will say where to go on
 	}
-	if len(w.parts) == 0 || s.ended {
+	if len(w.parts) == 0 || s.ended || a.closed {
 		return
 	}
-	if w.block != w.shared && a.pending[w.block] == nil {
-		a.pending[w.block] = s
-		s.done += int64(w.block.Len)
-		s.queue = append(s.queue, queued{w.block, w.parts, s.done})
+	if w.block != w.shared {
+		a.queue(s, &w)
 	}
 	if s.hasWork() {
 		a.work.Signal() // somebody else can go on
 	}
+	a.unlocked(func() { a.pass(w.block, w.parts) })
+}
+
+// queue notes that the block that w found is decoded for s. Blocks that are pending already count too: a hostile image
+// may have no others.
+func (a *ahead) queue(s *stream, w *walk) {
+	s.done += max(int64(w.block.Len), minCost)
+	q := queued{block: w.block, done: s.done}
+	if a.fs.trace.recording() {
+		q.parts = w.parts
+	}
+	s.queue = append(s.queue, q)
+	if a.pending[w.block] == nil {
+		a.pending[w.block] = s
+	}
+}
+
+// unlocked calls do with a.mu free, which is held before and after. A panic must not end the server.
+func (a *ahead) unlocked(do func()) {
 	a.mu.Unlock()
 	defer a.mu.Lock()
-	a.pass(w.block, w.parts)
+	defer func() {
+		if p := recover(); p != nil {
+			a.fs.panicked(p)
+		}
+	}()
+	do()
 }
 
 // pass decodes a block, unless it is kept, and has parts of it put into the page cache.
 func (a *ahead) pass(b sqfs.Block, parts []part) {
-	buf, err := a.fs.cache.Get(a.fs.img, a.fs.id, b)
+	buf, err := a.fs.cache.Get(a.fs.decoder, a.fs.id, b)
 	if err != nil {
 		return // whoever reads it will be told
 	}

@@ -227,3 +227,70 @@ func TestReplayIsBounded(t *testing.T) {
 		t.Errorf("%d blocks of 128 KiB replayed into a cache of 2 MiB", n)
 	}
 }
+
+// TestStorable: what the kernel does not clear behind the end of a file is left to READ.
+func TestStorable(t *testing.T) {
+	for release, want := range map[string]bool{
+		"6.18.44": true, "6.11.0-rc1": true, "7.0": true, "6.10.7": false, "5.14.0-503.el9": false, "6.1.0-28-amd64": false, "odd": false,
+	} {
+		if got := clearsTails(release); got != want {
+			t.Errorf("clearsTails(%q) = %v", release, got)
+		}
+	}
+	for _, test := range []struct {
+		off       int64
+		n         int
+		all, safe int
+	}{{0, 100, 100, 0}, {0, int(pageSize), int(pageSize), int(pageSize)}, {pageSize, int(pageSize) + 1, int(pageSize) + 1, int(pageSize)}} {
+		p := part{off: test.off, len: test.n}
+		if all, safe := p.storable(true), p.storable(false); all != test.all || safe != test.safe {
+			t.Errorf("%d bytes at %d: %d and %d may be stored, want %d and %d", test.n, test.off, all, safe, test.all, test.safe)
+		}
+	}
+}
+
+// TestAheadEnds: holes, a long trace and small blocks hold nobody up when the mount has gone, and take no memory.
+func TestAheadEnds(t *testing.T) {
+	dir := manyFiles(t, 600)
+	if err := os.Truncate(filepath.Join(dir, "zlong"), 4<<30); err != nil {
+		t.Fatal(err)
+	}
+	image := mksquashfs(t, dir, "-b", "4K", "-no-fragments")
+	f := openImage(t, image, Options{})
+	stop := f.ahead.start()
+	for i := range 20 {
+		ino := lookUp(t, f, fmt.Sprintf("small-%04d", i))
+		if _, code := f.read(uint64(ino.Ref)+nodeBase, 0, make([]byte, ino.Size)); !code.Ok() {
+			t.Fatal(code)
+		}
+	}
+	ino := lookUp(t, f, "zlong")
+	for i := range int64(10) {
+		if _, code := f.read(uint64(ino.Ref)+nodeBase, i<<20, make([]byte, 1<<20)); !code.Ok() {
+			t.Fatal(code)
+		}
+	}
+	f.ahead.mu.Lock()
+	for _, s := range f.ahead.streams {
+		if len(s.queue) > maxQueue+maxDecoders {
+			t.Errorf("%d blocks wait for one reader", len(s.queue))
+		}
+	}
+	f.ahead.mu.Unlock()
+	begin := userTime()
+	stop()
+	if d := userTime() - begin; d > 500*time.Millisecond {
+		t.Errorf("ending took %v of processor time", d)
+	}
+}
+
+// TestPanicAhead: a panic in a decoder costs what it was about to do, not the server.
+func TestPanicAhead(t *testing.T) {
+	f := openImage(t, smallImage(t), Options{})
+	f.ahead.mu.Lock()
+	f.ahead.unlocked(func() { panic("in a test") })
+	f.ahead.mu.Unlock()
+	if n := f.Stats().Errors; n != 1 {
+		t.Errorf("%d errors counted", n)
+	}
+}

@@ -84,9 +84,11 @@ type FS struct {
 	counts    counters
 	places    places
 	ahead     ahead
-	reading   atomic.Int32  // READs that are being answered
+	reading   atomic.Int32 // READs that are being answered
+	noStoring atomic.Bool
 	jobs      chan storeJob // to the threads that store; nil if there are none
 	trace     trace
+	decoder   *decoder
 	source    *Source // nil: nobody says when a request takes long
 }
 
@@ -109,6 +111,7 @@ func New(img *sqfs.Image, o Options) *FS {
 		owner:         o.Owner,
 		restrict:      o.Restrict,
 		report:        reporter{log: o.Log},
+		decoder:       &decoder{img, o.Source},
 		source:        o.Source,
 		super:         super,
 		blockSize:     int64(super.BlockSize),

@@ -22,6 +22,8 @@ const (
 	maxCredit       = 32
 	startsForCredit = 8
 	maxFound        = 1024
+	// maxFollowed bounds the blocks of one file that are decoded because somebody found it.
+	maxFollowed = 256
 	// minReplay is what is decoded of a trace at first. As much of it as is of use, twice as much is decoded on top: what
 	// is run now may be something else.
 	minReplay = 1 << 20
@@ -112,29 +114,50 @@ func (a *ahead) follow() {
 	}
 	blocks, known := a.files[ino.Ref]
 	delete(a.files, ino.Ref)
-	a.mu.Unlock()
-	defer a.mu.Lock()
-	file, err := a.fs.img.File(&ino)
+	if !known {
+		a.unlocked(func() { a.followFirst(&ino) })
+		return
+	}
+	for k, i := range blocks {
+		if a.closed {
+			return
+		}
+		if a.replay.done >= a.replay.window || k == maxFollowed {
+			// Enough for now: who finds it again goes on.
+			a.files[ino.Ref] = blocks[k:]
+			return
+		}
+		a.unlocked(func() { a.followBlock(&ino, int64(i)) })
+	}
+}
+
+// followFirst decodes the first block of a file.
+func (a *ahead) followFirst(ino *sqfs.Inode) {
+	file, err := a.fs.img.File(ino)
 	if err != nil {
 		return
 	}
-	if !known {
-		if e, err := file.Extent(0); err == nil && e.Block.Size > 0 {
-			a.preload(&a.guesses, e.Block)
-		}
+	if e, err := file.Extent(0); err == nil && e.Block.Size > 0 {
+		a.preload(&a.guesses, e.Block)
+	}
+}
+
+// followBlock puts block i of a file, which was read before, into the page cache.
+func (a *ahead) followBlock(ino *sqfs.Inode, i int64) {
+	file, err := a.fs.img.File(ino)
+	if err != nil || i >= file.NumBlocks() {
 		return
 	}
-	for _, i := range blocks {
-		if e, err := file.Extent(int64(i)); err == nil && e.Block.Size > 0 {
-			a.passReplayed(e.Block, part{ino.Ref, int64(i) * a.fs.blockSize, e.Start, e.Len})
-		}
+	if e, err := file.Extent(i); err == nil && e.Block.Size > 0 {
+		a.passReplayed(e.Block, part{ino.Ref, i * a.fs.blockSize, e.Start, e.Len})
 	}
 }
 
 // passReplayed is pass for a part of a block that was replayed, or is to be.
 func (a *ahead) passReplayed(b sqfs.Block, p part) {
 	a.mu.Lock()
-	if a.pending[b] == nil {
+	mine := a.pending[b] == nil
+	if mine {
 		a.pending[b] = &a.replay
 		a.replay.done += int64(b.Len)
 	}
@@ -143,7 +166,8 @@ func (a *ahead) passReplayed(b sqfs.Block, p part) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.pending[b] == &a.replay {
-		a.settle(&a.replay, b, true)
+		// Somebody found the file: what was replayed for it was right, what was not has yet to show.
+		a.settle(&a.replay, b, !mine)
 	}
 }
 
@@ -163,7 +187,7 @@ func (a *ahead) preload(s *stream, b sqfs.Block) {
 		a.forgetOld(b)
 	}
 	a.mu.Unlock()
-	did, err := a.fs.cache.Load(a.fs.img, a.fs.id, b)
+	did, err := a.fs.cache.Load(a.fs.decoder, a.fs.id, b)
 	if did && err == nil {
 		return
 	}
@@ -210,17 +234,17 @@ func (a *ahead) replayNext() {
 	if a.touches = a.touches[1:]; a.canReplay() {
 		a.work.Signal()
 	}
-	a.mu.Unlock()
-	defer a.mu.Lock()
-	ino, err := a.fs.img.Inode(t.Ref)
-	if err != nil {
-		return
-	}
-	file, err := a.fs.img.File(&ino)
-	if err != nil || int64(t.Block) >= file.NumBlocks() {
-		return
-	}
-	if e, err := file.Extent(int64(t.Block)); err == nil && e.Block.Size > 0 {
-		a.preload(&a.replay, e.Block)
-	}
+	a.unlocked(func() {
+		ino, err := a.fs.img.Inode(t.Ref)
+		if err != nil {
+			return
+		}
+		file, err := a.fs.img.File(&ino)
+		if err != nil || int64(t.Block) >= file.NumBlocks() {
+			return
+		}
+		if e, err := file.Extent(int64(t.Block)); err == nil && e.Block.Size > 0 {
+			a.preload(&a.replay, e.Block)
+		}
+	})
 }

@@ -43,7 +43,8 @@ type walk struct {
 	parts []part
 }
 
-// maxParts bounds the small files that are passed on in one go, and maxSteps the inodes that are looked at to find them.
+// maxParts bounds the small files that are passed on in one go, and maxSteps the inodes that are looked at to find them,
+// or the holes of a file that are stepped over.
 const (
 	maxParts = 256
 	maxSteps = 512
@@ -85,7 +86,10 @@ func (f *FS) followingInFile(w *walk) (stop, more bool) {
 	if w.at.ino.Ref != w.whole {
 		n = min(n, f.head())
 	}
-	for ; w.at.i < n; w.at.i++ {
+	for steps := 0; w.at.i < n; w.at.i++ {
+		if steps++; steps > maxSteps {
+			return true, true // no more at a time: there may be millions
+		}
 		e, err := file.Extent(w.at.i)
 		if err != nil {
 			return true, false
@@ -106,5 +110,5 @@ func (f *FS) followingInFile(w *walk) (stop, more bool) {
 			return true, true
 		}
 	}
-	return w.at.i > maxList, false
+	return file.NumBlocks() > maxList, false
 }

@@ -58,6 +58,9 @@ func (f *FS) readFile(ino *sqfs.Inode, off int64, dst []byte) fuse.Status {
 	failed := func() (failed *failure) {
 		// Deferred, as a panic must not give dst back to its pool while helpers write to it.
 		defer func() {
+			if handed != nil {
+				f.decoder.Waiting()
+			}
 			if other := handed.wait(); failed == nil {
 				failed = other
 			}
@@ -151,7 +154,7 @@ func short(b sqfs.Block, n int) error {
 
 // readWhole fills dst with a block, which is not of use here any more.
 func (f *FS) readWhole(dst []byte, b sqfs.Block) error {
-	if buf := f.cache.Find(f.id, b, true); buf != nil {
+	if buf := f.cache.Find(f.id, b, f.decoder); buf != nil {
 		defer buf.Drop()
 		if copy(dst, buf.Bytes()) < len(dst) {
 			return short(b, len(buf.Bytes()))
@@ -167,7 +170,7 @@ func (f *FS) readWhole(dst []byte, b sqfs.Block) error {
 
 // cached fills dst with the bytes of a block from start on, and returns the block.
 func (f *FS) cached(dst []byte, b sqfs.Block, start int) (*cache.Buffer, error) {
-	buf, err := f.cache.Get(f.img, f.id, b)
+	buf, err := f.cache.Get(f.decoder, f.id, b)
 	if err != nil {
 		return nil, err
 	}

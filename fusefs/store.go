@@ -1,12 +1,12 @@
 package fusefs
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"strings"
 	"sync"
 	"unsafe"
 
@@ -42,15 +42,23 @@ type part struct {
 	len   int
 }
 
-// maxStoreJobs is how many blocks may wait for a thread that stores.
-const maxStoreJobs = 4
+const (
+	// maxStorers is how many threads store, at most: one stores some GB in a second.
+	maxStorers = 4
+	// maxStoreJobs is how many blocks may wait for one.
+	maxStoreJobs = 4
+)
 
-// startStorers starts threads that store through dev, a clone of the device with the descriptor served, and returns a
-// function that ends them and waits for them.
-func (f *FS) startStorers(dev *os.File, served int) (stop func()) {
+// processors returns how many decoders can run at once. A process that serves has twice as many threads for Go code, see
+// Serve.
+func processors() int { return max(1, runtime.GOMAXPROCS(0)/2) }
+
+// startStorers starts threads that store through dev, a clone of the device, and returns a function that ends them and
+// waits for them.
+func (f *FS) startStorers(dev *os.File) (stop func()) {
 	jobs := make(chan storeJob, maxStoreJobs)
 	var running sync.WaitGroup
-	for range runtime.NumCPU() {
+	for range min(processors(), maxStorers) {
 		running.Go(func() {
 			if err := ownDescriptors(int(dev.Fd())); err != nil {
 				f.report.line("nothing is read ahead into the page cache", "err", err)
@@ -69,12 +77,12 @@ func (f *FS) startStorers(dev *os.File, served int) (stop func()) {
 	return func() {
 		close(jobs)
 		running.Wait()
-		dev.Close()
 	}
 }
 
-// ownDescriptors gives the calling thread a table of descriptors of its own, without sockets, whose other ends are to
-// see the process end, and without FUSE devices but keep. Others stay: Go's runtime has some that it uses in any thread.
+// ownDescriptors gives the calling thread a table of descriptors of its own, without what others have to see the process
+// give up: sockets, files that are written to, which may be locked, and FUSE devices but keep. The rest stays: Go's
+// runtime has some that it uses in any thread.
 func ownDescriptors(keep int) error {
 	// The poller has its descriptors before the tables part, or it would look for them in vain here.
 	r, w, err := os.Pipe()
@@ -83,22 +91,61 @@ func ownDescriptors(keep int) error {
 	}
 	r.Close()
 	w.Close()
+	var kept unix.Stat_t
+	if err := unix.Fstat(keep, &kept); err != nil {
+		return fmt.Errorf("stat the device: %w", err)
+	}
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_FILES); err != nil {
 		return fmt.Errorf("unshare descriptors: %w", err)
 	}
 	links, err := filepath.Glob("/proc/thread-self/fd/*")
 	if err != nil || len(links) == 0 {
-		return fmt.Errorf("list descriptors: none found, %w", err)
+		return errors.New("list descriptors: found none; is /proc mounted?")
 	}
 	for _, link := range links {
-		to, err := os.Readlink(link)
+		var st unix.Stat_t
 		fd, _ := strconv.Atoi(filepath.Base(link))
-		if err == nil && fd != keep && (to == device || strings.HasPrefix(to, "socket:")) {
+		if fd <= 2 || fd == keep || unix.Fstat(fd, &st) != nil {
+			continue
+		}
+		// Not by its name: it was opened in a mount namespace that has gone.
+		fuse := st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == kept.Rdev
+		if fuse || st.Mode&unix.S_IFMT == unix.S_IFSOCK || st.Mode&unix.S_IFMT == unix.S_IFREG && writable(fd) {
 			_ = unix.Close(fd)
 		}
 	}
 	return nil
+}
+
+func writable(fd int) bool {
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	return err == nil && flags&unix.O_ACCMODE != unix.O_RDONLY
+}
+
+// clearsTails reports whether the kernel clears what is behind the end of a file in the last page that is stored. Before
+// Linux 6.11 it did not, so that whoever maps the file sees what the memory held before (CVE-2024-44947). Older series
+// got the repair as well, but the names of distributors' kernels do not tell.
+func clearsTails(release string) bool {
+	var major, minor int
+	_, err := fmt.Sscanf(release, "%d.%d", &major, &minor)
+	return err == nil && (major > 6 || major == 6 && minor >= 11)
+}
+
+// kernelClearsTails is clearsTails of the running kernel.
+var kernelClearsTails = sync.OnceValue(func() bool {
+	var uts unix.Utsname
+	return unix.Uname(&uts) == nil && clearsTails(unix.ByteSliceToString(uts.Release[:]))
+})
+
+var pageSize = int64(os.Getpagesize())
+
+// storable returns how many bytes of a part may be stored: all, or whole pages only.
+func (p *part) storable(clearsTails bool) int {
+	if over := (p.off + int64(p.len)) % pageSize; !clearsTails && over != 0 {
+		return max(0, p.len-int(over))
+	}
+	return p.len
 }
 
 // notifyStore is FUSE_NOTIFY_STORE with its header (include/uapi/linux/fuse.h: struct fuse_notify_store_out). A
@@ -119,19 +166,21 @@ func (f *FS) store(fd int, j *storeJob) {
 	var h notifyStore
 	header := (*[unsafe.Sizeof(h)]byte)(unsafe.Pointer(&h))[:]
 	for _, p := range j.parts {
-		if p.start < 0 || p.len <= 0 || p.start+p.len > len(data) {
+		n := p.storable(kernelClearsTails())
+		all = all && n == p.len
+		if n <= 0 || p.start < 0 || p.start+n > len(data) || f.noStoring.Load() {
 			all = false
 			continue
 		}
-		h = notifyStore{node: uint64(p.ref) + nodeBase, offset: uint64(p.off), size: uint32(p.len)}
-		h.Length = uint32(len(header) + p.len)
+		h = notifyStore{node: uint64(p.ref) + nodeBase, offset: uint64(p.off), size: uint32(n)}
+		h.Length = uint32(len(header) + n)
 		h.Status = notifyStoreCode
-		_, err := unix.Writev(fd, [][]byte{header, data[p.start : p.start+p.len]})
+		_, err := unix.Writev(fd, [][]byte{header, data[p.start : p.start+n]})
 		if err != nil { // ENOENT: the kernel does not know the file, and most likely not its neighbours either
 			all = false
 			break
 		}
-		f.counts.stored.Add(uint64(p.len))
+		f.counts.stored.Add(uint64(n))
 	}
 	if all && !j.keep {
 		j.buf.Drop()
@@ -139,6 +188,10 @@ func (f *FS) store(fd int, j *storeJob) {
 		j.buf.Release()
 	}
 }
+
+// AllowStoring says whether Serve may use its clone of the device now. It may at first; a process that waits for its
+// guard forbids it until that is there.
+func (f *FS) AllowStoring(yes bool) { f.noStoring.Store(!yes) }
 
 // tryStore hands a job to the threads that store, if they are not busy and there are any; otherwise it reports false and
 // the block is still the caller's.

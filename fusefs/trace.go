@@ -22,6 +22,13 @@ type trace struct {
 	seen    map[Touch]struct{} // nil: nothing is recorded
 }
 
+// recording reports whether add does anything.
+func (t *trace) recording() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.seen != nil
+}
+
 // add notes that block i of ref was read.
 func (t *trace) add(ref sqfs.InodeRef, i int64) {
 	t.mu.Lock()

@@ -56,7 +56,7 @@ type transport struct {
 // that Mount or MountFusermount returned, maybe in another process; Serve closes it. ready, if not nil, is called once
 // the kernel has the answer to INIT: from then on the mount can be used.
 //
-// store, if not nil, is a clone of dev (see Guard), through which Serve puts data into the page cache before it is asked
+// store, if not nil, is a clone of dev (see Clone), through which Serve puts data into the page cache before it is asked
 // for; Serve closes it too.
 //
 // Serve starts up to 128 goroutines, and two for each processor beside these, and returns when the last has ended. An
@@ -64,6 +64,9 @@ type transport struct {
 // decoders keep theirs for a millisecond at a time, and a request that was read waits for a free one.
 func (f *FS) Serve(dev, store *os.File, ready func()) error {
 	defer dev.Close()
+	if store != nil {
+		defer store.Close()
+	}
 	t := &transport{fs: f, ps: fuse.NewProtocolServer(f, f.protocolOptions())}
 	t.dev.init(int(dev.Fd()))
 	if err := unix.SetNonblock(t.dev.fd, true); err != nil {
@@ -78,7 +81,7 @@ func (f *FS) Serve(dev, store *os.File, ready func()) error {
 	stopHelpers := f.startHelpers()
 	defer stopHelpers()
 	if store != nil {
-		stopStorers := f.startStorers(store, t.dev.fd)
+		stopStorers := f.startStorers(store)
 		defer stopStorers()
 	}
 	stopAhead := f.ahead.start()
@@ -90,6 +93,7 @@ func (f *FS) Serve(dev, store *os.File, ready func()) error {
 	}
 	t.run()
 	<-t.dev.ended
+	t.dev.load.close()
 	if err := t.failure.Load(); err != nil {
 		return *err
 	}
@@ -199,10 +203,10 @@ const (
 
 // answer answers one request. small is room for a reply without data.
 func (t *transport) answer(in, small []byte) {
-	h := (*fuse.InHeader)(unsafe.Pointer(&in[0]))
-	if len(in) < int(unsafe.Sizeof(*h)) {
+	if len(in) < int(unsafe.Sizeof(fuse.InHeader{})) {
 		return // cannot be: the kernel writes whole messages
 	}
+	h := (*fuse.InHeader)(unsafe.Pointer(&in[0]))
 	switch h.Opcode {
 	case opForget, opBatchForget: // have no answer, and there is nothing to forget
 	case opInterrupt:

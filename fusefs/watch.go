@@ -179,7 +179,7 @@ type loadMeter struct {
 // field of /proc/loadavg begins with their number (fs/proc/loadavg.c: nr_running), which costs 0.4 µs to read.
 func (l *loadMeter) high() bool {
 	l.once.Do(func() {
-		l.cpus = runtime.NumCPU()
+		l.cpus = processors()
 		l.file, _ = os.Open("/proc/loadavg")
 	})
 	if l.file == nil {
@@ -187,6 +187,12 @@ func (l *loadMeter) high() bool {
 	}
 	n, _ := unix.Pread(int(l.file.Fd()), l.buf[:], 0)
 	return running(l.buf[:n]) > l.cpus
+}
+
+func (l *loadMeter) close() {
+	if l.file != nil {
+		l.file.Close()
+	}
 }
 
 // running returns the number in front of the slash in a line of /proc/loadavg; a very large one if there is none.

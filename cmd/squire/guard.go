@@ -17,8 +17,8 @@ import (
 
 // The guard is a small process that waits for the end of a server, and sees to
 // it that the mount ends with it, see fusefs.Drain. The server sends it a clone
-// of the device and a descriptor of itself, with one message of package wire;
-// nothing else is ever said. It parses nothing of the image's.
+// of the device and a descriptor of itself, with one message of package wire,
+// and gets one back; nothing else is ever said. It parses nothing of the image's.
 
 // guardName is argv[0] of the guard stage; its socket is serverSocket.
 const guardName = "squire-guard"
@@ -41,6 +41,9 @@ func guard() int {
 	files, err := recvMessage(conn, new(guardCharge))
 	if err != nil || len(files) != 2 {
 		return 0 // there is no mount
+	}
+	if err = sendMessage(conn, new(guardCharge)); err != nil {
+		return 0
 	}
 	if _, err = recvMessage(conn, new(guardCharge)); !errors.Is(err, io.EOF) {
 		return runtime.ExitFailed
@@ -87,6 +90,19 @@ func guarded(device, conn *os.File) *os.File {
 		return nil
 	}
 	return store
+}
+
+// heed lets the server store while it has a guard, which says that it is there.
+func heed(guard *os.File, fs *fusefs.FS) {
+	fs.AllowStoring(false)
+	go func() {
+		_, err := recvMessage(guard, new(guardCharge))
+		fs.AllowStoring(err == nil)
+		if err == nil {
+			_, _ = recvMessage(guard, new(guardCharge)) // until it ends
+			fs.AllowStoring(false)
+		}
+	}()
 }
 
 // serverAttr is how the processes behind a mount are started.

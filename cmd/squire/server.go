@@ -177,6 +177,7 @@ func serveImage(conn *os.File) error {
 	}
 	guard := os.NewFile(guardSocket, "guard")
 	defer guard.Close() // the guard sees the end of the server by it
+	heed(guard, fs)
 	stop := rec.start()
 	err = fs.Serve(devices[0], guarded(devices[0], guard), func() {
 		state.Serving, state.Read = true, read(source)
