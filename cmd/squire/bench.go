@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -154,20 +155,76 @@ func (o *benchOptions) parse(c *cobra.Command, args []string) error {
 	return o.checkOutputs()
 }
 
-// checkOutputs makes sure that results can be written.
+// checkOutputs makes sure that results can be written, and that they are not written over the image or each other.
 func (o *benchOptions) checkOutputs() error {
 	if ext := filepath.Ext(o.report); o.report != "" && ext != ".html" && ext != ".svg" {
 		return fmt.Errorf("--report %s: want a file .html or .svg", o.report)
+	}
+	taken := make(map[string]os.FileInfo)
+	if st, err := os.Stat(o.Image); o.Image != "" && err == nil {
+		taken["the image"] = st
+	}
+	if st, err := os.Stdout.Stat(); err == nil && st.Mode().IsRegular() {
+		taken["standard output"] = st
 	}
 	for _, path := range []string{o.json, o.report} {
 		if path == "" || path == "-" {
 			continue
 		}
-		if err := unix.Access(filepath.Dir(path), unix.W_OK); err != nil {
-			return fmt.Errorf("%s: %w", filepath.Dir(path), err)
+		st, err := checkOutput(path)
+		if err != nil {
+			return err
+		}
+		for what, other := range taken {
+			if st != nil && os.SameFile(st, other) {
+				return fmt.Errorf("%s: is %s; want another file for results", path, what)
+			}
+		}
+		if st != nil {
+			taken["--json too"] = st
+		}
+	}
+	// Files that are not there yet can only be the same by their names.
+	if o.json != "" && o.report != "" && filepath.Base(o.json) == filepath.Base(o.report) {
+		one, err := os.Stat(filepath.Dir(o.json))
+		other, err2 := os.Stat(filepath.Dir(o.report))
+		if err == nil && err2 == nil && os.SameFile(one, other) {
+			return fmt.Errorf("%s: is --json too; want another file for results", o.report)
 		}
 	}
 	return nil
+}
+
+// checkOutput makes sure that a file can be written, or made: then what it returns is nil.
+func checkOutput(path string) (os.FileInfo, error) {
+	st, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err = os.Lstat(path); err == nil {
+			return nil, fmt.Errorf("%s: is a link to nothing", path)
+		}
+	} else if err != nil {
+		return nil, err
+	}
+	switch {
+	case st == nil || st.Mode().IsRegular():
+		if err := unix.Access(filepath.Dir(path), unix.W_OK); err != nil {
+			return nil, fmt.Errorf("%s: %w", filepath.Dir(path), err)
+		}
+	case st.IsDir():
+		return nil, fmt.Errorf("%s: is a directory", path)
+	case !isStream(st):
+		return nil, fmt.Errorf("%s: is no file that results could be written to", path)
+	default:
+		if err := unix.Access(path, unix.W_OK); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	return st, nil
+}
+
+// isStream says that a file is a pipe or a device that takes bytes as they come, as /dev/null: no disk.
+func isStream(st os.FileInfo) bool {
+	return st.Mode()&fs.ModeNamedPipe != 0 || st.Mode()&fs.ModeCharDevice != 0
 }
 
 // measure runs the comparison, and shows how far it is.
@@ -212,8 +269,26 @@ func (o *benchOptions) show(w io.Writer, rep *bench.Report) error {
 	return nil
 }
 
-// writeFile writes a file that is either there in full or not at all.
+// writeFile writes a file that is either there in full or not at all. A pipe or a device is written into, and the file
+// that a link leads to is replaced, not the link.
 func writeFile(path string, write func(io.Writer) error) error {
+	switch st, err := os.Stat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return err
+	case isStream(st):
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		return errors.Join(write(f), f.Close())
+	case !st.Mode().IsRegular():
+		return fmt.Errorf("%s: is no file that results could be written to", path)
+	default:
+		if path, err = filepath.EvalSymlinks(path); err != nil {
+			return err
+		}
+	}
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 	if err != nil {
 		return err

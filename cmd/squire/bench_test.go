@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/squirefs/squire/bench"
 )
 
@@ -105,5 +107,71 @@ func TestWriteFile(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(dir + "/*"); len(left) != 1 {
 		t.Errorf("left %q", left)
+	}
+}
+
+// Results are never written over the image, each other, or what is no file.
+func TestBenchOutputs(t *testing.T) {
+	dir := t.TempDir()
+	image, fifo := filepath.Join(dir, "k.sqsh"), filepath.Join(dir, "fifo")
+	content := strings.Repeat("image", 100)
+	err := errors.Join(os.WriteFile(image, []byte(content), 0o644), os.Symlink("k.sqsh", filepath.Join(dir, "l.html")),
+		os.Link(image, filepath.Join(dir, "hard")), os.Symlink("none", filepath.Join(dir, "dangling")),
+		os.Mkdir(filepath.Join(dir, "d.html"), 0o755), unix.Mkfifo(fifo, 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for args, want := range map[string]string{
+		"--json k.sqsh k.sqsh":                 "k.sqsh: is the image",
+		"--json hard --image k.sqsh":           "hard: is the image",
+		"--report l.html k.sqsh":               "l.html: is the image",
+		"--report d.html k.sqsh":               "d.html: is a directory",
+		"--json . k.sqsh":                      ".: is a directory",
+		"--json dangling k.sqsh":               "dangling: is a link to nothing",
+		"--json x.html --report ./x.html a":    "./x.html: is --json too",
+		"--json l.html --report l.html a":      "l.html: is --json too",
+		"--json fifo --report x.html no.sqsh":  "no.sqsh: no such file",
+		"--json /dev/null --report x.svg none": "none: no such file",
+	} {
+		t.Run(args, func(t *testing.T) {
+			t.Chdir(dir)
+			if _, err := squire(t, append([]string{"bench"}, strings.Fields(args)...)...); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("error %v, want one with %q", err, want)
+			}
+		})
+	}
+	if b, err := os.ReadFile(image); err != nil || string(b) != content {
+		t.Errorf("the image: %v, %.100q", err, b)
+	}
+}
+
+// A pipe is written into, and a link stays one.
+func TestWriteFileThrough(t *testing.T) {
+	dir := t.TempDir()
+	fifo, link, file := filepath.Join(dir, "fifo"), filepath.Join(dir, "link"), filepath.Join(dir, "file")
+	if err := errors.Join(unix.Mkfifo(fifo, 0o644), os.WriteFile(file, []byte("old"), 0o644), os.Symlink("file", link)); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := os.OpenFile(fifo, os.O_RDWR, 0) // which opens without a writer
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	for _, path := range []string{fifo, link, "/dev/null"} {
+		if err := writeFile(path, func(w io.Writer) error { _, err := io.WriteString(w, "new"); return err }); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	got := make([]byte, 3)
+	if _, err := io.ReadFull(reader, got); err != nil || string(got) != "new" {
+		t.Errorf("from the pipe: %q, %v", got, err)
+	}
+	if b, err := os.ReadFile(file); err != nil || string(b) != "new" {
+		t.Errorf("behind the link: %q, %v", b, err)
+	}
+	for path, want := range map[string]os.FileMode{fifo: os.ModeNamedPipe, link: os.ModeSymlink, "/dev/null": os.ModeDevice | os.ModeCharDevice} {
+		if st, err := os.Lstat(path); err != nil || st.Mode().Type() != want {
+			t.Errorf("%s became %v, %v", path, st.Mode(), err)
+		}
 	}
 }
