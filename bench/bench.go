@@ -76,6 +76,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	}
 	err = b.measure(ctx)
 	rep := b.report()
+	rep.Interrupted = err != nil
 	if n := len(rep.Failures); err == nil && n > 0 {
 		err = fmt.Errorf("%d %w", n, ErrFailed)
 	}

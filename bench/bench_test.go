@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"math"
 	"os"
@@ -174,6 +175,32 @@ func TestText(t *testing.T) {
 	for _, want := range []string{"0.300 [0.250–1.00]", "0.60", "FAILED squire", "left out directory: no room"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in the text", want)
+		}
+	}
+}
+
+// A run that was interrupted says so in all its forms.
+func TestInterrupted(t *testing.T) {
+	r := sampleReport()
+	r.Interrupted = true
+	var kept, text, page, picture bytes.Buffer
+	if err := r.WriteJSON(&kept); err != nil {
+		t.Fatal(err)
+	}
+	back, err := ReadJSON(&kept)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(back.WriteText(&text), back.WriteHTML(&page), back.WriteSVG(&picture)); err != nil {
+		t.Fatal(err)
+	}
+	for what, want := range map[string]string{
+		text.String():    "\n" + notAll + "\n",
+		page.String():    `<p class="bad">` + notAll + "</p>",
+		picture.String(): ">" + notAll + "</text>",
+	} {
+		if !strings.Contains(what, want) {
+			t.Errorf("no %q in %s", want, what)
 		}
 	}
 }

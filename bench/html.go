@@ -75,6 +75,9 @@ func (r *Report) facts(w io.Writer) {
 		fact("Peer", "%s", peerFact(p))
 	}
 	fmt.Fprintln(w, "</dl>")
+	if r.Interrupted {
+		fmt.Fprintf(w, "<p class=\"bad\">%s</p>\n", notAll)
+	}
 	for _, l := range r.LeftOut {
 		fmt.Fprintf(w, "<p>%s</p>\n", html.EscapeString(l))
 	}
@@ -136,6 +139,9 @@ func (r *Report) WriteSVG(w io.Writer) error {
 		return err
 	}
 	head := []string{"Ways to mount " + r.Image.Name, r.Image.String(), fmt.Sprintf("%s; %s user, %s, %s", r.Machine, r.User, plural(r.Rounds, "round"), r.Time)}
+	if r.Interrupted {
+		head = append(head, notAll)
+	}
 	var body bytes.Buffer
 	y := svgMargin
 	for i, text := range head {

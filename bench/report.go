@@ -29,7 +29,12 @@ type Report struct {
 	Curves    []Curve    `json:"curves,omitempty"`
 	Failures  []string   `json:"failures,omitempty"`
 	LeftOut   []string   `json:"left_out,omitempty"`
+	// Interrupted says that not all was measured: rounds are missing.
+	Interrupted bool `json:"interrupted,omitempty"`
 }
+
+// notAll is what a report says of itself if it was interrupted.
+const notAll = "interrupted: not all was measured"
 
 // Image says what was mounted.
 type Image struct {

@@ -24,7 +24,7 @@ func (r *Report) WriteText(w io.Writer) error {
 	if err := tw.Flush(); err != nil {
 		return err
 	}
-	if len(r.LeftOut)+len(r.Failures) > 0 {
+	if len(r.LeftOut)+len(r.Failures) > 0 || r.Interrupted {
 		fmt.Fprintln(w)
 	}
 	for _, l := range r.LeftOut {
@@ -32,6 +32,9 @@ func (r *Report) WriteText(w io.Writer) error {
 	}
 	for _, f := range r.Failures {
 		fmt.Fprintln(w, "FAILED", f)
+	}
+	if r.Interrupted {
+		fmt.Fprintln(w, notAll)
 	}
 	return nil
 }

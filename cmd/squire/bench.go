@@ -124,6 +124,7 @@ func (o *benchOptions) run(c *cobra.Command, args []string) error {
 	}
 	switch {
 	case ctx.Err() != nil:
+		fmt.Fprintln(c.ErrOrStderr(), "squire: interrupted")
 		return interrupted(ctx)
 	case errors.Is(err, bench.ErrFailed):
 		fmt.Fprintln(c.ErrOrStderr(), "squire:", err)
@@ -241,6 +242,7 @@ func (o *benchOptions) measure(ctx context.Context, c *cobra.Command) (*bench.Re
 		rep.Version, rep.Command = versionString(), os.Args
 	}
 	if rep == nil && ctx.Err() != nil {
+		m.say("interrupted")
 		return nil, interrupted(ctx)
 	}
 	return rep, err

@@ -160,6 +160,8 @@ func testBenchInterrupted(t *testing.T, l *lab, who user) {
 	}
 	defer out.Close()
 	cmd.Stdout = out
+	var says strings.Builder
+	cmd.Stderr = &says
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -178,6 +180,8 @@ func testBenchInterrupted(t *testing.T, l *lab, who user) {
 	}
 	if text, err := os.ReadFile(out.Name()); err != nil || !strings.Contains(string(text), "mount to first stat") {
 		t.Errorf("%v, got no table: %s", err, text)
+	} else if !strings.Contains(string(text), "interrupted: not all was measured") || strings.Count(says.String(), "squire: interrupted\n") != 1 {
+		t.Errorf("says nothing of the interruption: %s%s", text, &says)
 	}
 	nothingLeft(t, l, dir)
 }
