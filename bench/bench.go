@@ -26,7 +26,7 @@ type Options struct {
 	Limit     time.Duration // for one mount, and for one run of a workload; 0: two minutes
 	Peers     []string      // names of those to measure; empty: all that can be used here
 	Extra     []Peer        // more peers, always measured
-	Workloads []string      // words; a workload whose name has one of them is run; empty: all
+	Workloads []string      // words, see WorkloadNames; a workload whose name has one of them is run; empty: all
 	Python    string        // what the image's python3 runs; empty: DefaultPython
 	File      string        // path in the image of the file for reads of one file; empty: the largest
 	Readers   []int         // numbers of readers that read everything; empty: DefaultReaders

@@ -317,14 +317,21 @@ func TestFindWorkloads(t *testing.T) {
 		{[]string{"walk", "read all"}, 3},
 		{[]string{"import x"}, 2},
 		{[]string{"mount"}, 2},
+		{[]string{"python"}, 2},
+		{WorkloadNames(false), 10},
 	} {
 		b := testComparison(t, Options{Workloads: tt.words, Python: "import x"})
 		if got, err := b.findWorkloads(); err != nil || len(got) != tt.want {
 			t.Errorf("findWorkloads(%q): %d workloads, %v, want %d", tt.words, len(got), err, tt.want)
 		}
 	}
-	if _, err := testComparison(t, Options{Workloads: []string{"nothing like it"}}).findWorkloads(); err == nil {
-		t.Error("a word that no workload has: no error")
+	if got, err := testComparison(t, Options{Workloads: WorkloadNames(true), Scaling: true}).findWorkloads(); err != nil || len(got) != 2*len(scalingReaders) {
+		t.Errorf("all curves: %d points, %v", len(got), err)
+	}
+	for _, words := range [][]string{{"nothing like it"}, {"walk", "wlak"}, {"walk", ""}} {
+		if _, err := testComparison(t, Options{Workloads: words}).findWorkloads(); err == nil || !strings.Contains(err.Error(), "there are mount to first stat") {
+			t.Errorf("%q, with a word that no workload has: %v", words, err)
+		}
 	}
 	b := testComparison(t, Options{Readers: []int{1, 2, 3}})
 	b.image = &imageFacts{}

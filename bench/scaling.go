@@ -16,7 +16,7 @@ func (b *comparison) scalingWorkloads() []workload {
 		name string
 		job  job
 	}{
-		{nameOfSmall + " in random order", job{Do: "read-list", List: b.listOf("shuffled")}},
+		{nameOfShuffled, job{Do: "read-list", List: b.listOf("shuffled")}},
 		{nameOfRandom, job{Do: "pread", File: []byte(b.image.file)}},
 	} {
 		for _, n := range scalingReaders {

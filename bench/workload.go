@@ -52,19 +52,35 @@ func (w workload) caches() []string {
 // measured, few enough not to become a sequential read of a middling file.
 const randomReads = 2000
 
-// findWorkloads returns the workloads with one of the words in their name, or all where there are none.
+// pythonWord stands for the workloads of Python, whatever they run.
+const pythonWord = "python"
+
+// WorkloadNames are words that choose workloads, one for each kind of line in the table, or each curve.
+func WorkloadNames(scaling bool) []string {
+	if scaling {
+		return []string{nameOfShuffled, nameOfRandom}
+	}
+	return []string{nameOfFirstStat, nameOfFirstByte, nameOfWalk, pythonWord, nameOfSmall, nameOfLarge, nameOfRandom, nameOfAll}
+}
+
+// has says whether a word chooses the workload.
+func (w workload) has(word string) bool {
+	return word != "" && strings.Contains(w.name, word) || w.python && word == pythonWord
+}
+
+// findWorkloads returns the workloads that one of the words chooses, or all where there are none.
 func (b *comparison) findWorkloads() ([]workload, error) {
 	all := b.tableWorkloads()
 	if b.Scaling {
 		all = b.scalingWorkloads()
 	}
-	if len(b.Workloads) > 0 {
-		all = slices.DeleteFunc(all, func(w workload) bool {
-			return !slices.ContainsFunc(b.Workloads, func(word string) bool { return strings.Contains(w.name, word) })
-		})
-		if len(all) == 0 {
-			return nil, fmt.Errorf("no workload has one of %q in its name", strings.Join(b.Workloads, ","))
+	for _, word := range b.Workloads {
+		if !slices.ContainsFunc(all, func(w workload) bool { return w.has(word) }) {
+			return nil, fmt.Errorf("no workload %q: there are %s", word, strings.Join(WorkloadNames(b.Scaling), ", "))
 		}
+	}
+	if len(b.Workloads) > 0 {
+		all = slices.DeleteFunc(all, func(w workload) bool { return !slices.ContainsFunc(b.Workloads, w.has) })
 	}
 	// What the image cannot give is left out.
 	return slices.DeleteFunc(all, func(w workload) bool {
@@ -87,8 +103,10 @@ func (b *comparison) findWorkloads() ([]workload, error) {
 const (
 	nameOfWalk      = "walk with stat"
 	nameOfSmall     = "small files"
+	nameOfShuffled  = nameOfSmall + " in random order"
 	nameOfRandom    = "random 4 KiB reads"
 	nameOfLarge     = "read one file"
+	nameOfAll       = "read all"
 	nameOfFirstStat = "mount to first stat"
 	nameOfFirstByte = "mount to first byte"
 )
@@ -106,7 +124,7 @@ func (b *comparison) tableWorkloads() []workload {
 		{name: nameOfRandom, run: b.oneFile(b.inChild(job{Do: "pread", File: []byte(b.image.file), Operations: randomReads, Readers: 1}))},
 	}
 	for _, n := range b.Readers {
-		all = append(all, workload{name: "read all, " + plural(n, "reader"), run: b.inChild(job{Do: "read", Readers: n})})
+		all = append(all, workload{name: nameOfAll + ", " + plural(n, "reader"), run: b.inChild(job{Do: "read", Readers: n})})
 	}
 	return all
 }

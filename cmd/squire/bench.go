@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/spf13/cobra"
@@ -43,6 +44,11 @@ the kernel or, without it, to the first peer: 2.00 took twice as long.
 CPU seconds are what the whole machine was busy while a workload ran, from
 /proc/stat: client, server and kernel threads together, and whatever else ran then.
 So nothing else should. The kernel counts in steps of 10 ms; means are shown.
+
+Workloads, as --workloads has them:
+  mount to first stat, mount to first byte, walk with stat, python (what --python says,
+  once, and 8 times at once), small files, read one file, random 4 KiB reads, read all
+  with --scaling: small files in random order, random 4 KiB reads
 
 Peers:
   kernel         mount -t squashfs -o loop,ro (root only)
@@ -97,8 +103,23 @@ func (o *benchOptions) addFlags(cmd *cobra.Command) {
 	_ = cmd.MarkFlagDirname("dir") // these fail for unknown flags only
 	_ = cmd.MarkFlagFilename("from", "json")
 	_ = cmd.MarkFlagFilename("report", "html", "svg")
-	_ = cmd.RegisterFlagCompletionFunc("peers", cobra.FixedCompletions(bench.PeerNames(), cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("peers", completeList(bench.PeerNames))
+	_ = cmd.RegisterFlagCompletionFunc("workloads", completeList(func() []string { return bench.WorkloadNames(o.Scaling) }))
 	cmd.MarkFlagsMutuallyExclusive("from", "image")
+}
+
+// completeList completes the last of words that are separated by commas.
+func completeList(names func() []string) cobra.CompletionFunc {
+	return func(_ *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
+		before := typed[:strings.LastIndexByte(typed, ',')+1]
+		var lists []string
+		for _, name := range names() {
+			if list := before + name; strings.HasPrefix(list, typed) {
+				lists = append(lists, list)
+			}
+		}
+		return lists, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+	}
 }
 
 func (o *benchOptions) run(c *cobra.Command, args []string) error {

@@ -35,7 +35,8 @@ func TestBenchErrors(t *testing.T) {
 		{"--file none " + testImage, "basic-zstd-4K.sqfs: resolve none: file does not exist"},
 		{"--file / " + testImage, "want a regular file"},
 		{"--peers none " + testImage, `no peer "none": there are kernel, squashfuse`},
-		{"--workloads none " + testImage, `no workload has one of "none"`},
+		{"--workloads none " + testImage, `no workload "none": there are mount to first stat, `},
+		{"--workloads walk,none " + testImage, `no workload "none": there are mount to first stat, `},
 		{"--readers 0 " + testImage, "0 readers"},
 		{"--from " + testImage, "no report"},
 		{"--from " + dir + "/none", "none: no such file"},
@@ -50,6 +51,23 @@ func TestBenchErrors(t *testing.T) {
 				t.Errorf("error %v, want one with %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// The names of workloads are in the help, and what completes --workloads.
+func TestBenchWorkloadNames(t *testing.T) {
+	help := benchCommand().Long
+	for _, name := range append(bench.WorkloadNames(false), bench.WorkloadNames(true)...) {
+		if !strings.Contains(help, name) {
+			t.Errorf("no %q in the help", name)
+		}
+	}
+	out, err := squire(t, "__complete", "bench", "--workloads", "walk,read")
+	if err != nil || !strings.HasPrefix(out, "walk,read one file\nwalk,read all\n") {
+		t.Errorf("%v, completions:\n%s", err, out)
+	}
+	if out, err = squire(t, "__complete", "bench", "--peers", "ker"); err != nil || !strings.HasPrefix(out, "kernel\n") {
+		t.Errorf("%v, completions:\n%s", err, out)
 	}
 }
 
