@@ -8,10 +8,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/bench"
@@ -105,7 +107,11 @@ func (o *benchOptions) addFlags(cmd *cobra.Command) {
 	_ = cmd.MarkFlagFilename("report", "html", "svg")
 	_ = cmd.RegisterFlagCompletionFunc("peers", completeList(bench.PeerNames))
 	_ = cmd.RegisterFlagCompletionFunc("workloads", completeList(func() []string { return bench.WorkloadNames(o.Scaling) }))
-	cmd.MarkFlagsMutuallyExclusive("from", "image")
+	f.VisitAll(func(flag *pflag.Flag) {
+		if !slices.Contains([]string{"from", "json", "report", "quiet"}, flag.Name) { // is about measuring
+			cmd.MarkFlagsMutuallyExclusive("from", flag.Name)
+		}
+	})
 }
 
 // completeList completes the last of words that are separated by commas.
