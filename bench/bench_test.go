@@ -500,6 +500,15 @@ func TestProgramTimeLimit(t *testing.T) {
 	}
 }
 
+func TestWithOutput(t *testing.T) {
+	err := errors.New("exit status 1")
+	for out, want := range map[string]string{"": "exit status 1", " \n": "exit status 1", "oh\n": "exit status 1: oh"} {
+		if got := withOutput(err, []byte(out)); got.Error() != want || !errors.Is(got, err) {
+			t.Errorf("printed %q: %q, want %q", out, got, want)
+		}
+	}
+}
+
 // What does not mount here is left out, unless it was asked for.
 func TestTryPeers(t *testing.T) {
 	bad := func(name string) Peer {

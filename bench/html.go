@@ -67,7 +67,7 @@ func (r *Report) facts(w io.Writer) {
 		fact("One file", "%s, %s", r.File.Path, size(r.File.Bytes))
 	}
 	fact("Machine", "%s, %s, %s of memory", r.Machine, r.Machine.Architecture, size(r.Machine.MemoryBytes))
-	fact("Measured", "%s, as %s user, %s, in turns; CPU time from %s", r.Time, r.User, plural(r.Rounds, "round"), r.CPUSource)
+	fact("Measured", "%s, as %s, %s, in turns; CPU time from %s", r.Time, r.who(), plural(r.Rounds, "round"), r.CPUSource)
 	if len(r.Command) > 0 {
 		fact("Command", "%s", strings.Join(r.Command, " "))
 	}
@@ -138,7 +138,7 @@ func (r *Report) WriteSVG(w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	head := []string{"Ways to mount " + r.Image.Name, r.Image.String(), fmt.Sprintf("%s; %s user, %s, %s", r.Machine, r.User, plural(r.Rounds, "round"), r.Time)}
+	head := []string{"Ways to mount " + r.Image.Name, r.Image.String(), fmt.Sprintf("%s; as %s, %s, %s", r.Machine, r.who(), plural(r.Rounds, "round"), r.Time)}
 	if r.Interrupted {
 		head = append(head, notAll)
 	}

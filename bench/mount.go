@@ -60,7 +60,7 @@ func (m *mounted) start(ctx context.Context, argv []string) (err error) {
 	}
 	out, err := runProgram(ctx, m.limit, nil, argv...)
 	if err != nil {
-		return fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, bytes.TrimSpace(out))
+		return fmt.Errorf("%s: %w", strings.Join(argv, " "), withOutput(err, out))
 	}
 	if m.dev, err = deviceOf(m.dir); err != nil {
 		return err
@@ -207,6 +207,14 @@ func (m *mounted) kill() {
 	for _, pid := range m.servers() {
 		_ = unix.Kill(pid, unix.SIGKILL)
 	}
+}
+
+// withOutput adds to a program's error what it printed, if it did.
+func withOutput(err error, out []byte) error {
+	if out = bytes.TrimSpace(out); len(out) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w: %s", err, out)
 }
 
 // RunProgram runs a program to its end, for at most limit, and returns the first 64 KiB that it wrote.

@@ -42,7 +42,7 @@ func (r *Report) WriteText(w io.Writer) error {
 // head says what was measured, and where.
 func (r *Report) head(w io.Writer) {
 	fmt.Fprintln(w, r.Image)
-	fmt.Fprintf(w, "%s; measured as %s user, %s, in turns; ratios are to %s\n", r.Machine, r.User, plural(r.Rounds, "round"), r.Reference)
+	fmt.Fprintf(w, "%s; measured as %s, %s, in turns; ratios are to %s\n", r.Machine, r.who(), plural(r.Rounds, "round"), r.Reference)
 	for _, p := range r.Peers {
 		if p.Version != "" {
 			fmt.Fprintf(w, "%s: %s\n", p.Name, p.Version)
@@ -51,6 +51,14 @@ func (r *Report) head(w io.Writer) {
 	if r.File.Path != "" {
 		fmt.Fprintf(w, "file of one-file workloads: %s, %s\n", r.File.Path, size(r.File.Bytes))
 	}
+}
+
+// who measured.
+func (r *Report) who() string {
+	if r.User == "root" {
+		return r.User
+	}
+	return "an " + r.User + " user"
 }
 
 func (i Image) String() string {

@@ -198,7 +198,7 @@ func (b *comparison) runPython(ctx context.Context, m *mounted) error {
 	}
 	out, err := runProgram(ctx, m.limit, attr, python3, "-c", b.Python)
 	if err != nil {
-		return fmt.Errorf("python3 -c %q: %w: %s", b.Python, err, lastLine(out))
+		return fmt.Errorf("python3 -c %q: %w", b.Python, withOutput(err, lastLine(out)))
 	}
 	return nil
 }
@@ -248,7 +248,7 @@ func (b *comparison) inChild(j job) func(context.Context, *mounted) (sample, cou
 			return err
 		})
 		if err != nil {
-			return s, n, fmt.Errorf("%w: %s", err, bytes.TrimSpace(out))
+			return s, n, withOutput(err, out)
 		}
 		var r childResult
 		if err = json.Unmarshal(out, &r); err != nil {
