@@ -39,8 +39,8 @@ const htmlHead = `<!DOCTYPE html>
 <meta name="viewport" content="width=device-width">
 <title>%s</title>
 <style>
-body { font-family: sans-serif; color: #333; max-width: 1040px; margin: 2em auto; padding: 0 1em; line-height: 1.4 }
-figure { margin: 1.5em 0; border: 1px solid #ddd }
+body { font-family: sans-serif; color: #333; max-width: 1280px; margin: 2em auto; padding: 0 1em; line-height: 1.4 }
+figure { max-width: 1040px; margin: 1.5em 0; border: 1px solid #ddd }
 figure svg { display: block; width: 100%%; height: auto }
 table { border-collapse: collapse; margin: 1em 0 2em; font-size: 80%%; display: block; overflow-x: auto }
 caption { text-align: left; font-weight: bold; padding: 0.3em 0 }

@@ -23,6 +23,7 @@ const (
 	titleSize    = 13
 	textSize     = 9
 	figureSize   = 7.5
+	noteHeight   = 18
 	barHeight    = 11
 	barGap       = 10 // between rows
 	legendY      = 52
@@ -97,6 +98,7 @@ func (r *Report) plots() ([]plot, error) {
 // barChart is a plot of bars, some for each row.
 type barChart struct {
 	title, x string
+	note     string // below it; may be empty
 	rows     []string
 	ratio    bool // bars start at 1, which is the reference
 	bars     []bar
@@ -128,6 +130,9 @@ func (r *Report) barCharts() []barChart {
 			}
 			return spread{res.CPU.Mean, res.CPU.Min, res.CPU.Max}.times(res.CPUPerGiB / res.CPU.Mean)
 		})
+	}
+	if len(cpu.rows) < len(r.Rows) {
+		cpu.note = fmt.Sprintf("Left out: rows with less than %v s of CPU time with %s in all rounds together; it is counted in steps of 10 ms.", leastCPU, r.Reference)
 	}
 	return []barChart{wall, cpu, perGiB}
 }
@@ -186,6 +191,9 @@ func (r *Report) drawBars(c barChart) (plot, error) {
 		Name: c.x, NameStyle: textStyle(textSize), Style: axisStyle(), Ticks: a.ticks, GridMajorStyle: gridStyle(), GridLines: gridLines(a),
 	}
 	chart.Background.Padding.Left = labelsLeft + int(labelRoom*float64(widest(c.rows)))
+	if c.note != "" {
+		addNote(&chart, c.note)
+	}
 	chart.YAxisSecondary = chartdraw.YAxis{Style: chartdraw.Hidden(), Range: &chartdraw.ContinuousRange{Max: 1}}
 	chart.Series = []chartdraw.Series{&barSeries{c, a, r.colors(), present}}
 	return render(chart)
@@ -294,6 +302,16 @@ func (r *Report) newChart(title string, height int, present []int) chartdraw.Cha
 	}
 	chart.Elements = []chartdraw.Renderable{legend}
 	return chart
+}
+
+// addNote writes a line below a chart.
+func addNote(chart *chartdraw.Chart, text string) {
+	chart.Height += noteHeight
+	chart.Background.Padding.Bottom += noteHeight
+	y := chart.Height - noteHeight + 2
+	chart.Elements = append(chart.Elements, func(r chartdraw.Renderer, _ chartdraw.Box, _ chartdraw.Style) {
+		chartdraw.Draw.Text(r, text, labelsLeft, y, textStyle(textSize))
+	})
 }
 
 func textStyle(size float64) chartdraw.Style {

@@ -137,8 +137,11 @@ func (r *Report) curve(w io.Writer, c *Curve) {
 	}
 }
 
-// seconds writes a time with its spread.
+// seconds writes a time with its spread, if it has one.
 func seconds(m Measure) string {
+	if len(m.Samples) == 1 {
+		return digits(m.Median)
+	}
 	return fmt.Sprintf("%s [%s–%s]", digits(m.Median), digits(m.Min), digits(m.Max))
 }
 
