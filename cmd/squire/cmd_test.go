@@ -218,6 +218,18 @@ func TestManAndCompletion(t *testing.T) {
 			t.Errorf("%s: %v", page, err)
 		}
 	}
+	for page, wants := range map[string][]string{
+		"squire.1":       {".SH COMMANDS\n", ".B bench\nCompare ways to mount an image\n"},
+		"squire-bench.1": {"(default 5)\n", "(default [1,4])\n", "(default \"import numpy\")\n", "Peers:\n.nf\n  kernel ", "replaced\n.fi\n.PP\n"},
+		"squire-mount.1": {".nf\n  "},
+	} {
+		b, err := os.ReadFile(filepath.Join(dir, page))
+		for _, want := range wants {
+			if err != nil || !bytes.Contains(b, []byte(want)) {
+				t.Errorf("%s, %v: no %q in\n%s", page, err, want, b)
+			}
+		}
+	}
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		if out, err := squire(t, "completion", shell); err != nil || !strings.Contains(out, "squire") {
 			t.Errorf("%s: %v", shell, err)

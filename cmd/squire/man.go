@@ -80,7 +80,14 @@ func manPage(c *cobra.Command, date time.Time) []byte {
 	if text == "" {
 		text = c.Short
 	}
-	fmt.Fprintf(&b, ".SH DESCRIPTION\n%s\n", strings.ReplaceAll(manText(text), "\n\n", "\n.PP\n"))
+	b.WriteString(".SH DESCRIPTION\n")
+	manParagraphs(&b, text)
+	if subs := manSubcommands(c); len(subs) > 0 {
+		b.WriteString(".SH COMMANDS\n")
+		for _, sub := range subs {
+			fmt.Fprintf(&b, ".TP\n.B %s\n%s\n", manText(sub.Name()), manText(sub.Short))
+		}
+	}
 	if flags := c.NonInheritedFlags(); flags.HasAvailableFlags() {
 		b.WriteString(".SH OPTIONS\n")
 		flags.VisitAll(func(f *pflag.Flag) { manFlag(&b, f) })
@@ -101,6 +108,30 @@ func manPage(c *cobra.Command, date time.Time) []byte {
 	return b.Bytes()
 }
 
+// manParagraphs writes paragraphs; lines that are indented, as those of lists, stay as they are.
+func manParagraphs(b *bytes.Buffer, text string) {
+	asIs := false
+	for line := range strings.SplitSeq(text, "\n") {
+		switch indented := strings.HasPrefix(line, " "); {
+		case indented && !asIs:
+			b.WriteString(".nf\n")
+			asIs = true
+		case !indented && asIs:
+			b.WriteString(".fi\n")
+			asIs = false
+		}
+		if line == "" {
+			line = ".PP"
+		} else {
+			line = manText(line)
+		}
+		fmt.Fprintln(b, line)
+	}
+	if asIs {
+		b.WriteString(".fi\n")
+	}
+}
+
 func manFlag(b *bytes.Buffer, f *pflag.Flag) {
 	if f.Hidden {
 		return
@@ -117,7 +148,19 @@ func manFlag(b *bytes.Buffer, f *pflag.Flag) {
 	case value != "":
 		fmt.Fprintf(b, ` \fI%s\fP`, value)
 	}
-	fmt.Fprintf(b, "\n%s\n", manText(usage))
+	fmt.Fprintf(b, "\n%s\n", manText(usage+flagDefault(f)))
+}
+
+// flagDefault says what a flag is when it is not given, as --help does.
+func flagDefault(f *pflag.Flag) string {
+	switch f.DefValue {
+	case "", "0", "0s", "false", "[]", "<nil>":
+		return ""
+	}
+	if f.Value.Type() == "string" {
+		return fmt.Sprintf(" (default %q)", f.DefValue)
+	}
+	return fmt.Sprintf(" (default %s)", f.DefValue)
 }
 
 // manText escapes what roff would take for its own: backslashes, hyphens, which
