@@ -55,13 +55,14 @@ Workloads, as --workloads has them:
 Peers:
   kernel         mount -t squashfs -o loop,ro (root only)
   squashfuse, squashfuse_ll
-  squire         this program
+  squire         this program, without traces (SQUIRE_TRACE=0), whatever was run before
   directory      the image unpacked, below --dir: an upper limit. Before a cold run the
                  pages of its files are dropped (posix_fadvise), names and inodes are
                  not; and they come back from the disk, not from an image in memory
   --peer NAME='COMMAND IMAGE DIR'
                  any command that mounts and returns; the words IMAGE and DIR are
-                 replaced
+                 replaced: 'traced=squire mount -o trace IMAGE DIR' is this program with
+                 traces, those in the user's cache, where it records them too
 
 An ordinary user measures what needs no root: FUSE through fusermount3, Python in a
 user namespace. Files that are not readable for everybody are then left out. What
@@ -71,11 +72,13 @@ With --scaling, curves take the place of the workloads: what a read costs with 1
 64 readers at once, each point on a fresh mount.
 
 Exit status: 0 if all was measured, 1 if some of it failed, 128+N if signal N
-interrupted it (what was measured is shown, nothing stays mounted), 125 if measuring could not start.`,
+interrupted it (what was measured is shown, nothing stays mounted), 125 if measuring
+could not start.`,
 		Example: `  squire bench pytorch.sqsh
   squire bench --image pytorch.sqsh --python 'import torch' --report report.html
   squire bench --rounds 9 --workloads walk,read --json results.json pytorch.sqsh
   squire bench --peer 'new=/opt/bin/squashfuse_ll IMAGE DIR' pytorch.sqsh
+  squire bench --peer 'traced=squire mount -o trace IMAGE DIR' pytorch.sqsh
   squire bench --from results.json --report report.svg`,
 		Args:              needArgs(0, 1),
 		RunE:              func(c *cobra.Command, args []string) error { return o.run(c, args) },

@@ -220,7 +220,7 @@ func TestManAndCompletion(t *testing.T) {
 	}
 	for page, wants := range map[string][]string{
 		"squire.1":       {".SH COMMANDS\n", ".B bench\nCompare ways to mount an image\n"},
-		"squire-bench.1": {"(default 5)\n", "(default [1,4])\n", "(default \"import numpy\")\n", "Peers:\n.nf\n  kernel ", "replaced\n.fi\n.PP\n"},
+		"squire-bench.1": {"(default 5)\n", "(default [1,4])\n", "(default \"import numpy\")\n", "Peers:\n.nf\n  kernel ", "too\n.fi\n.PP\n"},
 		"squire-mount.1": {".nf\n  "},
 	} {
 		b, err := os.ReadFile(filepath.Join(dir, page))
