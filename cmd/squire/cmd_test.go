@@ -237,6 +237,18 @@ func TestManAndCompletion(t *testing.T) {
 	}
 }
 
+// The help fits a terminal.
+func TestHelpWidth(t *testing.T) {
+	root := rootCommand()
+	for _, c := range append(root.Commands(), root) {
+		for line := range strings.Lines(c.Long) {
+			if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > 100 {
+				t.Errorf("%s: a line of %d characters: %s", c.Name(), n, line)
+			}
+		}
+	}
+}
+
 func TestPrintable(t *testing.T) {
 	for in, want := range map[string]string{
 		"plain": "plain", "café": "café", "\x1b[31m": `\033[31m`, "a\nb": `a\012b`, "\xff\xfe": `\377\376`,

@@ -67,8 +67,9 @@ func rootCommand() *cobra.Command {
 looks into them and unpacks them. Images are served lazily: only what is read is loaded.
 
 Exit status: that of the command that was run; 1 when ls, cat, extract or inspect
-found damage, or a path is not in the image; 128+N when signal N ended it; 125 when squire itself failed, 126 when the command cannot be executed, 127
-when it is not in the image.`,
+found damage, or a path is not in the image, or when a measurement of bench failed;
+128+N when signal N ended it; 125 when squire itself failed, 126 when the command
+cannot be executed, 127 when it is not in the image.`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		DisableAutoGenTag: true,
