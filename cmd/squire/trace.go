@@ -368,7 +368,11 @@ func (o *traceApplyOptions) run(image, name string) error {
 		return fmt.Errorf("%s: %d of %s are not in %s", name, list.Unknown, plural(int64(list.Blocks), "block"), image)
 	}
 	if o.sidecar {
-		return replaceFile(sidecar(image), t)
+		place, err := placeBeside(image, img.file)
+		if err != nil {
+			return err
+		}
+		return place.write(t)
 	}
 	_, err = img.keep(t)
 	return err

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -26,8 +25,9 @@ func traceRecordCommand() *cobra.Command {
 		Short: "Run a command and record which blocks it reads",
 		Long: `Run COMMAND in IMAGE as "squire run" does, and write a trace of all that it reads,
 to its end, in place of an older one: into the file that -o names, or beside the image,
-as IMAGE.trace, or if that directory cannot be written to into the cache directory. Let
-COMMAND do what is to be faster, and no more: an import, a first step.
+as IMAGE.trace, or if that directory cannot be written to into the cache directory. A
+file that is neither empty nor a trace is left alone, and nothing is run. Let COMMAND do
+what is to be faster, and no more: an import, a first step.
 
 Exit status: the command's, as with "squire run"; 125 if nothing was recorded.`,
 		Example: `  squire trace record pytorch.sqsh -- python3 -c 'import torch'
@@ -55,10 +55,11 @@ func (o *traceRecordOptions) record(c *cobra.Command, image string, command []st
 		return err
 	}
 	defer img.close()
-	dest, err := o.destination(image)
+	place, err := o.place(img)
 	if err != nil {
 		return err
 	}
+	defer place.close()
 	memory, err := memoryFile("trace")
 	if err != nil {
 		return err
@@ -76,37 +77,55 @@ func (o *traceRecordOptions) record(c *cobra.Command, image string, command []st
 	case status == runtime.ExitNoExec || status == runtime.ExitNotFound:
 		return ended // no word of a trace: the command's own is what matters
 	}
-	if err := o.keep(c, img, memory, dest); err != nil {
+	if err := o.keep(c, img, memory, place); err != nil {
 		return err
 	}
 	return ended
 }
 
-// destination returns the file for the trace, "" for the cache directory.
-func (o *traceRecordOptions) destination(image string) (string, error) {
-	if o.output == "" {
-		if unix.Faccessat(unix.AT_FDCWD, filepath.Dir(image), unix.W_OK, unix.AT_EACCESS) != nil {
-			return "", nil
+// place returns where the trace goes, nil for the cache directory.
+func (o *traceRecordOptions) place(img *tracedImage) (*tracePlace, error) {
+	if o.output != "" {
+		place, err := placeNamed(o.output, img.file)
+		if err != nil {
+			return nil, fmt.Errorf("--output: %w", err)
 		}
-		return sidecar(image), nil
+		return place, nil
 	}
-	// Better now than after the command.
-	if err := unix.Faccessat(unix.AT_FDCWD, filepath.Dir(o.output), unix.W_OK, unix.AT_EACCESS); err != nil {
-		return "", fmt.Errorf("--output: directory %s: %w", filepath.Dir(o.output), err)
+	if unix.Faccessat(unix.AT_FDCWD, filepath.Dir(img.name), unix.W_OK, unix.AT_EACCESS) != nil {
+		return nil, checkCache()
 	}
-	return o.output, nil
+	return placeBeside(img.name, img.file)
+}
+
+// checkCache finds out whether a trace can be kept in the cache directory.
+func checkCache() error {
+	s, err := openCache(true)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	dir := filepath.Dir(s.Path(trace.Key{}))
+	if err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
+		return fmt.Errorf("directory of traces: %s: %w", dir, err)
+	}
+	return nil
 }
 
 // keep puts the recorded trace where it belongs and says what is in it.
-func (o *traceRecordOptions) keep(c *cobra.Command, img *tracedImage, memory *os.File, dest string) error {
+func (o *traceRecordOptions) keep(c *cobra.Command, img *tracedImage, memory *os.File, place *tracePlace) error {
 	t, err := trace.Read(memory)
 	if errors.Is(err, trace.ErrEmpty) {
 		return errors.New("nothing was recorded: nothing was read, or something still uses the image")
 	}
-	if err == nil && dest == "" {
+	if err != nil {
+		return err
+	}
+	var dest string
+	if place == nil {
 		dest, err = img.keep(t)
-	} else if err == nil {
-		err = replaceFile(dest, t)
+	} else {
+		dest, err = place.name, place.write(t)
 	}
 	if err != nil {
 		return err
@@ -135,23 +154,4 @@ func duplicate(f *os.File) (*os.File, error) {
 		return nil, fmt.Errorf("duplicate a descriptor: %w", err)
 	}
 	return os.NewFile(uintptr(fd), f.Name()), nil
-}
-
-// replaceFile makes t the content of a file that appears complete, in place of
-// one that is there. Links are replaced, not followed.
-func replaceFile(name string, t *trace.Trace) error {
-	temp := filepath.Join(filepath.Dir(name), "."+filepath.Base(name)+"."+rand.Text()[:8])
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return unwrapPath(name, err)
-	}
-	err = t.Write(f)
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(temp, name)
-	}
-	if err != nil {
-		os.Remove(temp)
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	return nil
 }
