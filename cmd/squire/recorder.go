@@ -24,24 +24,21 @@ const (
 // gone, or before, when the start is over, so that a server that is killed has
 // not lost it.
 //
-// A trace that is there grows when it had less than half of what was read: else
+// A trace that is there grows when it had no more than half of what was read: else
 // the first command that somebody ran in an image would decide for all others.
+// Each time it is by minTouches or more, until there are trace.MaxTouches.
 type recorder struct {
 	file    *os.File
 	image   sqfs.Superblock
 	known   []fusefs.Touch // the trace that is there
-	least   int            // new touches that are worth writing
 	whole   bool
 	reads   func() uint64 // requests so far
 	touched func() []fusefs.Touch
 }
 
 func newRecorder(fs *fusefs.FS, sb sqfs.Superblock, known []fusefs.Touch, into *os.File, whole bool) *recorder {
-	r := &recorder{file: into, image: sb, known: known, least: max(minTouches, len(known)), whole: whole, touched: fs.Touched}
+	r := &recorder{file: into, image: sb, known: known, whole: whole, touched: fs.Touched}
 	r.reads = func() uint64 { return fs.Stats().Read }
-	if whole {
-		r.least = 1
-	}
 	return r
 }
 
@@ -95,13 +92,22 @@ func (r *recorder) wait(gone <-chan struct{}) {
 func (r *recorder) write() int {
 	defer r.file.Close()
 	all, seen := make([]trace.Touch, 0, len(r.known)), make(map[fusefs.Touch]bool)
-	for _, touch := range append(r.known, r.touched()...) {
-		if !seen[touch] {
-			seen[touch] = true
-			all = append(all, trace.Touch(touch))
+	add := func(touches []fusefs.Touch) (fresh int) {
+		for _, touch := range touches {
+			if !seen[touch] {
+				seen[touch] = true
+				all = append(all, trace.Touch(touch))
+				fresh++
+			}
 		}
+		return fresh
 	}
-	if len(all)-len(r.known) < r.least || len(r.known) == trace.MaxTouches {
+	known, touched := add(r.known), r.touched()
+	least := max(minTouches, (len(touched)+1)/2)
+	if r.whole {
+		least = 1
+	}
+	if add(touched) < least || known == trace.MaxTouches {
 		return 0
 	}
 	t := trace.Trace{Image: r.image, Touches: all[:min(len(all), trace.MaxTouches)]}

@@ -81,19 +81,17 @@ func TestRecorderWrite(t *testing.T) {
 		"one, as wanted":   {nil, someTouches(0, 1), true, 1},
 		"none, as wanted":  {nil, nil, true, 0},
 		"all known":        {someTouches(0, 200), someTouches(0, 100), false, 0},
-		"half known":       {someTouches(0, 200), someTouches(100, 299), false, 0},
-		"less than half":   {someTouches(0, 200), someTouches(100, 300), false, 400},
+		"half known":       {someTouches(0, 1000), someTouches(900, 200), false, 1100},
+		"more than half":   {someTouches(0, 1000), someTouches(899, 201), false, 0},
+		"a little known":   {someTouches(0, 200), someTouches(199, minTouches), false, 0},
 		"known but little": {someTouches(0, 10), someTouches(10, minTouches-1), false, 0},
 		"no room":          {someTouches(0, trace.MaxTouches), someTouches(trace.MaxTouches, trace.MaxTouches), false, 0},
 		"little room":      {someTouches(0, 1000), someTouches(900, trace.MaxTouches), false, trace.MaxTouches},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := traceFile(t, tt.known)
-			r := recorder{file: f, image: testSuper, known: tt.known, least: max(minTouches, len(tt.known)), whole: tt.whole}
+			r := recorder{file: f, image: testSuper, known: tt.known, whole: tt.whole}
 			r.touched = func() []fusefs.Touch { return tt.touched }
-			if tt.whole {
-				r.least = 1
-			}
 			if got := r.start()(); got != tt.want {
 				t.Errorf("wrote %d, want %d", got, tt.want)
 			}

@@ -26,7 +26,7 @@ ahead of whoever wants them.
 The first command that reads more than a little of an image records a trace by
 itself, in the cache directory of the user: what is read until nothing has been
 read for 10 seconds, for at most two minutes. A later command of which the trace
-had less than half adds to it.
+had no more than half adds to it.
 
 Traces are looked for beside the image, in IMAGE.trace, then in the cache
 directory: $SQUIRE_CACHE_DIR/traces, or else /var/cache/squire/traces for root and
