@@ -119,9 +119,10 @@ func (r *recorder) write() int {
 
 // findTouches returns what the first of the files that has a trace of the image
 // says, and the file into which one is to be recorded: files[into], if there is
-// that, unless a trace was found elsewhere. All others are closed. A trace that
-// is damaged, or of something else, is as good as none: whoever wants to know
-// has "squire trace".
+// that, unless a trace was found before it, which would count the next time, too.
+// One found behind it, root's, grows into the user's own. All others are closed. A
+// trace that is damaged, or of something else, is as good as none: whoever wants to
+// know has "squire trace".
 func findTouches(files []*os.File, into int, sb *sqfs.Superblock) (touches []fusefs.Touch, record *os.File) {
 	if into < 0 || into >= len(files) {
 		into = -1
@@ -134,7 +135,7 @@ func findTouches(files []*os.File, into int, sb *sqfs.Superblock) (touches []fus
 		for _, touch := range t.Touches {
 			touches = append(touches, fusefs.Touch(touch))
 		}
-		if i != into {
+		if i < into {
 			into = -1
 		}
 		break

@@ -126,10 +126,11 @@ func TestFindTouches(t *testing.T) {
 		"empty":            {[]*os.File{traceFile(t, nil)}, 0, testSuper, 0, true},
 		"empty, locked":    {[]*os.File{traceFile(t, nil)}, -1, testSuper, 0, false},
 		"its own":          {[]*os.File{traceFile(t, nil), traceFile(t, someTouches(0, 4))}, 1, testSuper, 4, true},
-		"root's":           {[]*os.File{traceFile(t, nil), traceFile(t, someTouches(0, 4))}, 0, testSuper, 4, false},
+		"root's":           {[]*os.File{traceFile(t, nil), traceFile(t, someTouches(0, 4))}, 0, testSuper, 4, true},
+		"beside, root's":   {[]*os.File{traceFile(t, someTouches(0, 2)), traceFile(t, nil), traceFile(t, someTouches(0, 4))}, 1, testSuper, 2, false},
 		"another image's":  {[]*os.File{traceFile(t, someTouches(0, 3)), traceFile(t, nil)}, 1, other, 0, true},
 		"no such file":     {[]*os.File{traceFile(t, nil)}, 7, testSuper, 0, false},
-		"a trace of none":  {[]*os.File{traceFile(t, []fusefs.Touch{}), traceFile(t, someTouches(0, 2))}, 0, testSuper, 2, false},
+		"a trace of none":  {[]*os.File{traceFile(t, []fusefs.Touch{}), traceFile(t, someTouches(0, 2))}, 0, testSuper, 2, true},
 		"not to be read":   {[]*os.File{os.NewFile(1<<20, "closed"), traceFile(t, someTouches(0, 2))}, -1, testSuper, 2, false},
 		"damaged, writing": {[]*os.File{damagedTrace(t)}, 0, testSuper, 0, true},
 	} {
