@@ -68,8 +68,8 @@ type Store struct {
 }
 
 // OpenStore opens the directory "traces" in the directory cache. With create, both are
-// made if they are missing, and the directory that cache is in: for root so that others
-// can read, else for the user alone.
+// made if they are missing, and the directory that cache is in, but none above that: for
+// root so that others can read, else for the user alone.
 func OpenStore(cache string, create bool) (*Store, error) {
 	dir, err := openTraces(cache)
 	if create && errors.Is(err, unix.ENOENT) {
@@ -77,10 +77,15 @@ func OpenStore(cache string, create bool) (*Store, error) {
 		if os.Geteuid() == 0 {
 			perm = 0o755
 		}
+		var failed error
 		for _, name := range []string{filepath.Dir(cache), cache, filepath.Join(cache, "traces")} {
-			_ = os.Mkdir(name, perm) // if it is needed, the next open says so
+			if e := os.Mkdir(name, perm); e != nil && !errors.Is(e, unix.EEXIST) && failed == nil {
+				failed = e
+			}
 		}
-		dir, err = openTraces(cache)
+		if dir, err = openTraces(cache); errors.Is(err, unix.ENOENT) && failed != nil {
+			err = failed // why it is missing
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("directory of traces: %w", err)

@@ -168,6 +168,10 @@ func TestStoreMissing(t *testing.T) {
 	if names, _ := os.ReadDir(base); len(names) > 0 {
 		t.Errorf("left: %v", names)
 	}
+	// Nobody can make a directory here, root included.
+	if _, err := OpenStore("/proc/self/squire", true); err == nil || !strings.Contains(err.Error(), "mkdir /proc/self/squire: ") {
+		t.Errorf("not to be made: %v", err)
+	}
 }
 
 // The oldest traces go, and nothing else of the directory.
