@@ -192,6 +192,13 @@ func testTraceOfOther(t *testing.T, tr *tracer) {
 	if r.status != 3 || tr.show(t, image, dir+"/x").Blocks == 0 {
 		t.Errorf("record, status 3: %+v", r)
 	}
+	// Not in place of one that is there.
+	for command, status := range map[string]int{"exit 3": 3, "kill -9 $$": 128 + 9} {
+		r = tr.run(t, tr.who, tr.argv("trace", "record", "-o", dir+"/x", image, "sh", "-c", command)...)
+		if r.status != status || !strings.Contains(r.stderr, "the older trace is kept, in "+dir+"/x\n") {
+			t.Errorf("record, %s: %+v", command, r)
+		}
+	}
 	r = tr.run(t, tr.who, tr.argv("trace", "record", "-o", dir+"/y", image, "nosuch")...)
 	wantError(t, tr.lab, r, statusNotFound, "nosuch")
 	if names, _ := filepath.Glob(dir + "/*"); len(names) != 3 {

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/sqfs/trace"
 )
 
 // What is no trace is refused before anything runs, and is there afterwards.
@@ -130,5 +132,35 @@ func TestTraceNoCache(t *testing.T) {
 	t.Setenv("SQUIRE_CACHE_DIR", t.TempDir())
 	if err := checkCache(); err != nil {
 		t.Error(err)
+	}
+}
+
+// What counts as an older trace: a sound one of the image, wherever the new one goes.
+func TestTraceRecorded(t *testing.T) {
+	image, _, tr := tracedCopy(t)
+	img, err := openTraced(image, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer img.close()
+	other := &trace.Trace{Image: tr.Image, Touches: tr.Touches}
+	other.Image.MkfsTime++
+	file := image + ".x"
+	place := &tracePlace{name: file}
+	for _, want := range []string{"", file} {
+		if got := img.recorded(place); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+		writeTrace(t, file, tr)
+	}
+	if got := img.recorded(&tracePlace{name: writeTrace(t, image+".y", other)}); got != "" {
+		t.Errorf("another image's: %q", got)
+	}
+	if got := img.recorded(nil); got != "" {
+		t.Errorf("in the cache directory: %q", got)
+	}
+	name, err := img.keep(tr)
+	if got := img.recorded(nil); err != nil || got != name {
+		t.Errorf("%v: in the cache directory: %q, want %q", err, got, name)
 	}
 }

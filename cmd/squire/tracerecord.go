@@ -29,6 +29,8 @@ as IMAGE.trace, or if that directory cannot be written to into the cache directo
 file that is neither empty nor a trace is left alone, and nothing is run. Let COMMAND do
 what is to be faster, and no more: an import, a first step.
 
+If COMMAND ends with another status than 0, a trace of IMAGE that is there is kept.
+
 Exit status: the command's, as with "squire run"; 125 if nothing was recorded.`,
 		Example: `  squire trace record pytorch.sqsh -- python3 -c 'import torch'
   squire trace record -o train.trace --mounts $PWD pytorch.sqsh -- python3 $PWD/train.py --steps 1`,
@@ -77,6 +79,10 @@ func (o *traceRecordOptions) record(c *cobra.Command, image string, command []st
 	case status == runtime.ExitNoExec || status == runtime.ExitNotFound:
 		return ended // no word of a trace: the command's own is what matters
 	}
+	if name := img.recorded(place); ended != nil && name != "" {
+		fmt.Fprintf(c.ErrOrStderr(), "squire: the command ended with %v: the older trace is kept, in %s\n", ended, printable(name))
+		return ended
+	}
 	if err := o.keep(c, img, memory, place); err != nil {
 		return err
 	}
@@ -110,6 +116,35 @@ func checkCache() error {
 		return fmt.Errorf("directory of traces: %s: %w", dir, err)
 	}
 	return nil
+}
+
+// recorded returns the name of the trace of the image that is in a place already, ""
+// if there is none.
+func (i *tracedImage) recorded(place *tracePlace) string {
+	var f *os.File
+	if place != nil {
+		if place.into != nil {
+			return ""
+		}
+		var err error
+		if f, err = openTrace(place.name); err != nil {
+			return ""
+		}
+	} else {
+		s, err := openCache(false)
+		if err != nil {
+			return ""
+		}
+		defer s.Close()
+		if f, err = s.Open(i.key); err != nil {
+			return ""
+		}
+	}
+	defer f.Close()
+	if t, err := trace.Read(f); err != nil || t.Image != i.img.Superblock() || len(t.Touches) == 0 {
+		return ""
+	}
+	return f.Name()
 }
 
 // keep puts the recorded trace where it belongs and says what is in it.
