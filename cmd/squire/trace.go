@@ -343,14 +343,14 @@ by everybody who uses that.`,
   squire trace apply --sidecar pytorch.sqsh train.trace`,
 		Args:              needArgs(2, 2),
 		ValidArgsFunction: completeTrace,
-		RunE:              func(_ *cobra.Command, args []string) error { return o.run(args[0], args[1]) },
+		RunE:              func(c *cobra.Command, args []string) error { return o.run(c.ErrOrStderr(), args[0], args[1]) },
 	}
 	cmd.Flags().BoolVar(&o.sidecar, "sidecar", false, "put it beside the image, as IMAGE.trace")
 	cmd.Flags().Int64Var(&o.offset, "offset", 0, "the image starts at this byte of the file")
 	return cmd
 }
 
-func (o *traceApplyOptions) run(image, name string) error {
+func (o *traceApplyOptions) run(stderr io.Writer, image, name string) error {
 	img, err := openTraced(image, o.offset)
 	if err != nil {
 		return err
@@ -374,8 +374,19 @@ func (o *traceApplyOptions) run(image, name string) error {
 		}
 		return place.write(t)
 	}
-	_, err = img.keep(t)
+	kept, err := img.keep(t)
+	if err == nil {
+		img.sayUsed(stderr, o.offset, kept)
+	}
 	return err
+}
+
+// sayUsed says which trace a mount would use, if it is another than was meant: one
+// beside the image comes first, root's last.
+func (i *tracedImage) sayUsed(w io.Writer, offset int64, meant string) {
+	if name, _, err := i.find(offset); err == nil && name != meant {
+		fmt.Fprintf(w, "squire: what is used for %s is %s\n", printable(i.name), printable(name))
+	}
 }
 
 // keep puts a trace of the image into the cache directory and returns its path.
@@ -400,7 +411,8 @@ func traceRemoveCommand() *cobra.Command {
 		Aliases: []string{"remove"},
 		Short:   "Remove traces from the cache directory",
 		Long: `Remove the traces of images from the cache directory, so that others are recorded.
-The one beside an image is a file like others, and stays.`,
+The one beside an image is a file like others, and stays; which one is used then is
+said.`,
 		Example: `  squire trace rm pytorch.sqsh
   squire trace rm --all`,
 		ValidArgsFunction: completeImage,
@@ -412,35 +424,42 @@ The one beside an image is a file like others, and stays.`,
 			}
 			return needArgs(1, -1)(c, args)
 		},
-		RunE: func(_ *cobra.Command, args []string) error { return o.run(args) },
+		RunE: func(c *cobra.Command, args []string) error { return o.run(c.ErrOrStderr(), args) },
 	}
 	cmd.Flags().BoolVar(&o.all, "all", false, "remove all traces")
 	cmd.Flags().Int64Var(&o.offset, "offset", 0, "the image starts at this byte of the file")
 	return cmd
 }
 
-func (o *traceRemoveOptions) run(images []string) error {
+func (o *traceRemoveOptions) run(stderr io.Writer, images []string) error {
 	s, err := openCache(false)
-	if errors.Is(err, os.ErrNotExist) && o.all {
+	switch missing := errors.Is(err, os.ErrNotExist); {
+	case missing && o.all:
 		return nil
-	}
-	if err != nil {
+	case err != nil && !missing:
 		return err
+	case !missing:
+		defer s.Close()
 	}
-	defer s.Close()
 	if o.all {
 		_, err := s.Clear()
 		return err
 	}
 	for _, name := range images {
-		if err := o.remove(s, name); err != nil {
+		err := o.remove(s, name)
+		if img, e := openTraced(name, o.offset); e == nil {
+			img.sayUsed(stderr, o.offset, "")
+			img.close()
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// remove removes the trace of an image, which need not be a sound one.
+// remove removes the trace of an image, which need not be a sound one. Without a
+// directory there is none.
 func (o *traceRemoveOptions) remove(s *trace.Store, name string) error {
 	file, err := openImage(name)
 	if err != nil {
@@ -451,7 +470,10 @@ func (o *traceRemoveOptions) remove(s *trace.Store, name string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	if err = s.Remove(key); errors.Is(err, os.ErrNotExist) {
+	if s != nil {
+		err = s.Remove(key)
+	}
+	if s == nil || errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%s: there is no trace of it in the cache directory", name)
 	}
 	return err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -138,7 +139,8 @@ func TestTraceErrors(t *testing.T) {
 		{[]string{"apply", image, image + ".other"}, "trace of another image"},
 		{[]string{"apply", image, writeTrace(t, image+".beyond", beyond)}, "2 of 3 blocks are not in"},
 		{[]string{"apply", image}, "usage: squire trace apply"},
-		{[]string{"rm", image}, "no such file"},
+		{[]string{"rm", image}, "there is no trace of it in the cache directory"},
+		{[]string{"rm", image + ".missing"}, "no such file"},
 		{[]string{"rm"}, "usage: squire trace rm"},
 		{[]string{"rm", "--all", image}, "--all goes without"},
 		{[]string{"record"}, "usage: squire trace record"},
@@ -175,6 +177,41 @@ func TestTraceOrder(t *testing.T) {
 	}
 	if _, err := squire(t, "trace", "show", image); err != nil {
 		t.Error(err)
+	}
+}
+
+// Whoever changes the trace in the cache directory is told that another one is used.
+func TestTraceUsed(t *testing.T) {
+	image, _, tr := tracedCopy(t)
+	file := writeTrace(t, image+".x", tr)
+	for _, tt := range []struct {
+		beside bool
+		args   []string
+		failed bool
+	}{
+		{false, []string{"rm", image}, true},
+		{false, []string{"apply", image, file}, false},
+		{false, []string{"rm", image}, false},
+		{true, []string{"apply", image, file}, false},
+		{true, []string{"rm", image}, false},
+		{true, []string{"rm", image}, true},
+		{true, []string{"apply", "--sidecar", image, file}, false},
+	} {
+		want := ""
+		if os.Remove(sidecar(image)); tt.beside {
+			writeTrace(t, sidecar(image), tr)
+			want = "squire: what is used for " + image + " is " + sidecar(image) + "\n"
+		}
+		if slices.Contains(tt.args, "--sidecar") {
+			want = ""
+		}
+		var stderr bytes.Buffer
+		cmd := rootCommand()
+		cmd.SetArgs(append([]string{"trace"}, tt.args...))
+		cmd.SetErr(&stderr)
+		if err := cmd.Execute(); (err != nil) != tt.failed || stderr.String() != want {
+			t.Errorf("%+v: %v, %q, want %q", tt, err, stderr.String(), want)
+		}
 	}
 }
 

@@ -170,6 +170,9 @@ func (o *traceRecordOptions) keep(c *cobra.Command, img *tracedImage, memory *os
 		return err
 	}
 	fmt.Fprintf(c.ErrOrStderr(), "squire: recorded %s, in %s\n", list.summary(), printable(dest))
+	if place == nil {
+		img.sayUsed(c.ErrOrStderr(), 0, dest)
+	}
 	return nil
 }
 
