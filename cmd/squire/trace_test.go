@@ -153,6 +153,10 @@ func TestTraceErrors(t *testing.T) {
 			t.Errorf("%v: got %v, want %q", tt.args, err, tt.want)
 		}
 	}
+	t.Setenv("SQUIRE_CACHE_DIR", "cache")
+	if _, err := squire(t, "trace", "rm", "--all"); err == nil || !strings.Contains(err.Error(), "SQUIRE_CACHE_DIR=cache: want an absolute path") {
+		t.Error(err)
+	}
 	t.Setenv("SQUIRE_CACHE_DIR", "")
 	t.Setenv("XDG_CACHE_HOME", "")
 	t.Setenv("HOME", "")
@@ -266,6 +270,7 @@ func TestCacheDir(t *testing.T) {
 		{"", "xdg", "/home/u", "/home/u/.cache/squire"},
 		{"", "", "/home/u", "/home/u/.cache/squire"},
 		{"", "", "home", ""},
+		{"own", "/xdg", "/home/u", ""},
 	} {
 		t.Setenv("SQUIRE_CACHE_DIR", tt.own)
 		t.Setenv("XDG_CACHE_HOME", tt.xdg)

@@ -29,12 +29,15 @@ func sidecar(image string) string { return image + ".trace" }
 const systemCache = "/var/cache/squire"
 
 // cacheDir returns the directory for what can be made again, "" if there is
-// none. (XDG Base Directory Specification: a relative XDG_CACHE_HOME is ignored.)
+// none, or a relative one was asked for: it would be another for each command. (XDG
+// Base Directory Specification: a relative XDG_CACHE_HOME is ignored.)
 func cacheDir() string {
 	dir, home := os.Getenv("XDG_CACHE_HOME"), os.Getenv("HOME")
 	switch own := os.Getenv("SQUIRE_CACHE_DIR"); {
-	case own != "":
+	case filepath.IsAbs(own):
 		return own
+	case own != "":
+		return ""
 	case os.Geteuid() == 0 && runtime.AllIDsMapped():
 		return systemCache
 	case filepath.IsAbs(dir):
@@ -163,6 +166,9 @@ func tracesWanted(flag *bool) (bool, error) {
 // openCache opens the user's directory of traces.
 func openCache(create bool) (*trace.Store, error) {
 	dir := cacheDir()
+	if own := os.Getenv("SQUIRE_CACHE_DIR"); dir == "" && own != "" {
+		return nil, fmt.Errorf("SQUIRE_CACHE_DIR=%s: want an absolute path", printable(own))
+	}
 	if dir == "" {
 		return nil, errors.New("there is no cache directory: none of SQUIRE_CACHE_DIR, XDG_CACHE_HOME and HOME is set")
 	}
