@@ -46,12 +46,12 @@ func TestTracePlaceRefused(t *testing.T) {
 		}
 	}
 	file := writeTrace(t, image+".elsewhere", tr)
-	for _, make := range []func() error{
+	for _, put := range []func() error{
 		func() error { return os.Link(image, sidecar(image)) },
 		func() error { return os.Link(text, sidecar(image)) },
 		func() error { return os.Symlink("nowhere", sidecar(image)) },
 	} {
-		if err := make(); err != nil {
+		if err := put(); err != nil {
 			t.Fatal(err)
 		}
 		for _, args := range [][]string{{"apply", "--sidecar", image, file}, {"record", image, "true"}} {
