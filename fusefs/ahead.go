@@ -90,6 +90,9 @@ func (a *ahead) init(f *FS, replay []Touch) {
 // start starts the goroutines, and returns a function that ends them and waits for them.
 func (a *ahead) start() (stop func()) {
 	var running sync.WaitGroup
+	if touches := a.touches; len(touches) > 0 {
+		running.Go(func() { a.index(touches) })
+	}
 	for range min(processors(), maxDecoders) {
 		running.Go(a.run)
 	}

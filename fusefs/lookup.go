@@ -37,10 +37,17 @@ func (l *lookups) init(replay []Touch, budget int64) {
 	}
 	l.touches, l.budget = replay, budget
 	l.replay.window = min(minReplay, budget)
-	l.files = make(map[sqfs.InodeRef][]uint32)
-	for _, t := range replay {
-		l.files[t.Ref] = append(l.files[t.Ref], t.Block)
+}
+
+// index sorts what is replayed by file. It takes some ms for a long trace, which nobody who mounts is to wait for.
+func (a *ahead) index(touches []Touch) {
+	files := make(map[sqfs.InodeRef][]uint32)
+	for _, t := range touches {
+		files[t.Ref] = append(files[t.Ref], t.Block)
 	}
+	a.mu.Lock()
+	a.files = files
+	a.mu.Unlock()
 }
 
 // owns reports whether s is no reader's.

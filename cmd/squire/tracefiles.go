@@ -69,7 +69,8 @@ func openTraces(image string, file *os.File, offset int64, record bool) *traceFi
 	if own != "" {
 		t.open(own, key, record)
 	}
-	if own != systemCache {
+	// Whoever names a directory means that one.
+	if own != systemCache && os.Getenv("SQUIRE_CACHE_DIR") == "" {
 		t.open(systemCache, key, false)
 	}
 	return t
