@@ -263,10 +263,10 @@ func (o *runOptions) start(spec *runtime.Spec, host *runtime.Host, ops []runtime
 		if err := srv.open(cfg, file, o.traces(spec.Image, file)); err != nil {
 			return err
 		}
-		var err error
-		runtime.Shielded(func() { err = srv.startGuard() })
+		var failed error
+		runtime.Shielded(func() { failed = srv.startGuard() })
 		r.Spare = append(r.Spare, srv.guardPID)
-		return err
+		return failed
 	})
 	last, early := srv.finish()
 	if err == nil && early != nil {
