@@ -176,8 +176,9 @@ func (t *transport) run() {
 	}()
 }
 
-// fail notes why a goroutine ended, if that is not because there are enough. ENODEV is the regular end: the mount is gone; every reader gets it. An abort
-// through /sys/fs/fuse/connections looks the same, as FUSE_ABORT_ERROR is not asked for.
+// fail notes why a goroutine ended, if that is not because there are enough. ENODEV is the regular end: the mount is
+// gone; every reader gets it. An abort through /sys/fs/fuse/connections looks the same, as FUSE_ABORT_ERROR is not asked
+// for.
 func (t *transport) fail(err error) {
 	if errors.Is(err, unix.ENODEV) || errors.Is(err, errSpare) {
 		return
