@@ -15,11 +15,32 @@ func DecodeMetadataHeader(b []byte) (n int, stored bool) {
 	return int(h & 0x7fff), h&0x8000 != 0
 }
 
+// AppendMetadataHeader appends the header of a block of n bytes, 1..MetadataSize.
+func AppendMetadataHeader(b []byte, n int, stored bool) []byte {
+	h := uint16(n)
+	if stored {
+		h |= 0x8000
+	}
+	return le.AppendUint16(b, h)
+}
+
 // Word says how a data block or fragment block lies on disk.
 type Word uint32
 
 // DecodeWord decodes 4 bytes.
 func DecodeWord(b []byte) Word { return Word(le.Uint32(b)) }
+
+// NewWord returns the word of a block of n bytes, below 1 << 24.
+func NewWord(n int, stored bool) Word {
+	w := Word(n)
+	if stored {
+		w |= 1 << 24
+	}
+	return w
+}
+
+// Append appends 4 bytes.
+func (w Word) Append(b []byte) []byte { return le.AppendUint32(b, uint32(w)) }
 
 // Size returns the length on disk: bits 23..0. 0 is a hole.
 func (w Word) Size() uint32 { return uint32(w) & 0xffffff }
@@ -49,6 +70,12 @@ func DecodeFragment(b []byte) Fragment {
 	return Fragment{Start: le.Uint64(b), Word: DecodeWord(b[8:])}
 }
 
+// Append appends FragmentSize bytes.
+func (f Fragment) Append(b []byte) []byte {
+	b = le.AppendUint64(b, f.Start)
+	return le.AppendUint32(f.Word.Append(b), 0)
+}
+
 // ExportSize is the size of a row of the export table, IDSize of the id table, and
 // PositionSize of a row of the index of any table.
 const (
@@ -62,3 +89,9 @@ func DecodeUint64(b []byte) uint64 { return le.Uint64(b) }
 
 // DecodeUint32 decodes a row of the id table.
 func DecodeUint32(b []byte) uint32 { return le.Uint32(b) }
+
+// AppendUint64 appends a row of the export table or of the index of a table.
+func AppendUint64(b []byte, v uint64) []byte { return le.AppendUint64(b, v) }
+
+// AppendUint32 appends a row of the id table.
+func AppendUint32(b []byte, v uint32) []byte { return le.AppendUint32(b, v) }

@@ -23,6 +23,13 @@ func DecodeDirHeader(b []byte) DirHeader {
 	return DirHeader{Count: le.Uint32(b[0:]) + 1, Start: le.Uint32(b[4:]), Number: le.Uint32(b[8:])}
 }
 
+// Append appends DirHeaderSize bytes. Count is 1..MaxRun.
+func (h DirHeader) Append(b []byte) []byte {
+	b = le.AppendUint32(b, h.Count-1)
+	b = le.AppendUint32(b, h.Start)
+	return le.AppendUint32(b, h.Number)
+}
+
 // DirEntry is an entry without its name.
 type DirEntry struct {
 	Offset uint16 // of the inode in its metadata block
@@ -40,6 +47,14 @@ func DecodeDirEntry(b []byte) DirEntry {
 	}
 }
 
+// Append appends DirEntrySize bytes. Name is 1..65536.
+func (e DirEntry) Append(b []byte) []byte {
+	b = le.AppendUint16(b, e.Offset)
+	b = le.AppendUint16(b, uint16(e.Delta))
+	b = le.AppendUint16(b, e.Type)
+	return le.AppendUint16(b, uint16(e.Name-1))
+}
+
 // DirIndex is an entry of the directory index, without its name.
 type DirIndex struct {
 	Index uint32 // position of a run header in the listing
@@ -51,4 +66,11 @@ type DirIndex struct {
 func DecodeDirIndex(b []byte) DirIndex {
 	_ = b[DirIndexSize-1]
 	return DirIndex{Index: le.Uint32(b[0:]), Start: le.Uint32(b[4:]), Name: le.Uint32(b[8:]) + 1}
+}
+
+// Append appends DirIndexSize bytes. Name is not 0.
+func (d DirIndex) Append(b []byte) []byte {
+	b = le.AppendUint32(b, d.Index)
+	b = le.AppendUint32(b, d.Start)
+	return le.AppendUint32(b, d.Name-1)
 }

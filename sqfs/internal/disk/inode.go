@@ -53,6 +53,16 @@ func DecodeInodeHeader(b []byte) InodeHeader {
 	}
 }
 
+// Append appends InodeHeaderSize bytes.
+func (h InodeHeader) Append(b []byte) []byte {
+	b = le.AppendUint16(b, h.Type)
+	b = le.AppendUint16(b, h.Mode)
+	b = le.AppendUint16(b, h.UID)
+	b = le.AppendUint16(b, h.GID)
+	b = le.AppendUint32(b, h.MTime)
+	return le.AppendUint32(b, h.Number)
+}
+
 // DirBody is the body of struct squashfs_dir_inode and squashfs_ldir_inode.
 type DirBody struct {
 	Start  uint32 // metadata block of the listing, relative to the directory table
@@ -73,6 +83,15 @@ func DecodeDir(b []byte) DirBody {
 	}
 }
 
+// Append appends the body of a basic directory, whose Size is below 1 << 16.
+func (d DirBody) Append(b []byte) []byte {
+	b = le.AppendUint32(b, d.Start)
+	b = le.AppendUint32(b, d.Nlink)
+	b = le.AppendUint16(b, uint16(d.Size))
+	b = le.AppendUint16(b, d.Offset)
+	return le.AppendUint32(b, d.Parent)
+}
+
 // DecodeLongDir decodes the body of an extended directory.
 func DecodeLongDir(b []byte) DirBody {
 	_ = b[23]
@@ -81,6 +100,17 @@ func DecodeLongDir(b []byte) DirBody {
 		Parent: le.Uint32(b[12:]), Index: le.Uint16(b[16:]), Offset: le.Uint16(b[18:]),
 		Xattr: le.Uint32(b[20:]),
 	}
+}
+
+// AppendLong appends the body of an extended directory.
+func (d DirBody) AppendLong(b []byte) []byte {
+	b = le.AppendUint32(b, d.Nlink)
+	b = le.AppendUint32(b, d.Size)
+	b = le.AppendUint32(b, d.Start)
+	b = le.AppendUint32(b, d.Parent)
+	b = le.AppendUint16(b, d.Index)
+	b = le.AppendUint16(b, d.Offset)
+	return le.AppendUint32(b, d.Xattr)
 }
 
 // FileBody is the body of struct squashfs_reg_inode and squashfs_lreg_inode.
@@ -104,6 +134,14 @@ func DecodeFile(b []byte) FileBody {
 	}
 }
 
+// Append appends the body of a basic file, whose Start and Size are below 1 << 32.
+func (f FileBody) Append(b []byte) []byte {
+	b = le.AppendUint32(b, uint32(f.Start))
+	b = le.AppendUint32(b, f.Fragment)
+	b = le.AppendUint32(b, f.Offset)
+	return le.AppendUint32(b, uint32(f.Size))
+}
+
 // DecodeLongFile decodes the body of an extended file.
 func DecodeLongFile(b []byte) FileBody {
 	_ = b[39]
@@ -112,6 +150,17 @@ func DecodeLongFile(b []byte) FileBody {
 		Nlink: le.Uint32(b[24:]), Fragment: le.Uint32(b[28:]), Offset: le.Uint32(b[32:]),
 		Xattr: le.Uint32(b[36:]),
 	}
+}
+
+// AppendLong appends the body of an extended file.
+func (f FileBody) AppendLong(b []byte) []byte {
+	b = le.AppendUint64(b, f.Start)
+	b = le.AppendUint64(b, f.Size)
+	b = le.AppendUint64(b, f.Sparse)
+	b = le.AppendUint32(b, f.Nlink)
+	b = le.AppendUint32(b, f.Fragment)
+	b = le.AppendUint32(b, f.Offset)
+	return le.AppendUint32(b, f.Xattr)
 }
 
 // OtherBody is the body of symlinks, devices, fifos and sockets: a link count, and
@@ -135,4 +184,20 @@ func DecodeOther(typ uint16, b []byte) OtherBody {
 		o.Xattr = le.Uint32(b[4:])
 	}
 	return o
+}
+
+// Append appends the body of an inode of the given type, which must be none of the
+// directories and files. The xattr row of extended symlinks is not appended.
+func (o OtherBody) Append(b []byte, typ uint16) []byte {
+	b = le.AppendUint32(b, o.Nlink)
+	switch typ {
+	case Symlink, Symlink + Extended, BlockDev, CharDev:
+		b = le.AppendUint32(b, o.Value)
+	case BlockDev + Extended, CharDev + Extended:
+		b = le.AppendUint32(b, o.Value)
+		b = le.AppendUint32(b, o.Xattr)
+	case Fifo + Extended, Socket + Extended:
+		b = le.AppendUint32(b, o.Xattr)
+	}
+	return b
 }

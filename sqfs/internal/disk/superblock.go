@@ -13,6 +13,19 @@ const (
 	FlagOptions    = 0x0400
 )
 
+// Flags that say how an image was made: SQUASHFS_NOI and on. Readers need none of them.
+const (
+	FlagStoredInodes    = 0x0001
+	FlagStoredData      = 0x0002
+	FlagStoredFragments = 0x0008
+	FlagNoFragments     = 0x0010
+	FlagDuplicates      = 0x0040 // equal files are stored once
+	FlagExports         = 0x0080
+	FlagStoredXattrs    = 0x0100
+	FlagNoXattrs        = 0x0200
+	FlagStoredIDs       = 0x0800
+)
+
 // Superblock is struct squashfs_super_block. Positions count from the start of the
 // image.
 type Superblock struct {
@@ -61,4 +74,20 @@ func DecodeSuperblock(b []byte) Superblock {
 		FragmentTable:  le.Uint64(b[80:]),
 		ExportTable:    le.Uint64(b[88:]),
 	}
+}
+
+// Append appends SuperblockSize bytes.
+func (s *Superblock) Append(b []byte) []byte {
+	for _, v := range []uint32{s.Magic, s.Inodes, s.MkfsTime, s.BlockSize, s.Fragments} {
+		b = le.AppendUint32(b, v)
+	}
+	for _, v := range []uint16{s.Compression, s.BlockLog, s.Flags, s.IDs, s.Major, s.Minor} {
+		b = le.AppendUint16(b, v)
+	}
+	for _, v := range []uint64{
+		s.RootInode, s.BytesUsed, s.IDTable, s.XattrTable, s.InodeTable, s.DirectoryTable, s.FragmentTable, s.ExportTable,
+	} {
+		b = le.AppendUint64(b, v)
+	}
+	return b
 }

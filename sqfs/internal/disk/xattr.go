@@ -24,6 +24,13 @@ func DecodeXattrHeader(b []byte) XattrHeader {
 	return XattrHeader{Start: le.Uint64(b[0:]), Count: le.Uint32(b[8:])}
 }
 
+// Append appends XattrHeaderSize bytes.
+func (h XattrHeader) Append(b []byte) []byte {
+	b = le.AppendUint64(b, h.Start)
+	b = le.AppendUint32(b, h.Count)
+	return le.AppendUint32(b, 0)
+}
+
 // XattrID is a row of the xattr id table: the set of attributes of some inodes.
 type XattrID struct {
 	Ref   uint64 // metadata block << 16 | offset, relative to XattrHeader.Start
@@ -37,6 +44,13 @@ func DecodeXattrID(b []byte) XattrID {
 	return XattrID{Ref: le.Uint64(b[0:]), Count: le.Uint32(b[8:]), Size: le.Uint32(b[12:])}
 }
 
+// Append appends XattrIDSize bytes.
+func (x XattrID) Append(b []byte) []byte {
+	b = le.AppendUint64(b, x.Ref)
+	b = le.AppendUint32(b, x.Count)
+	return le.AppendUint32(b, x.Size)
+}
+
 // XattrPair begins an attribute: its name without the prefix follows, then a value.
 type XattrPair struct {
 	Type uint16
@@ -47,4 +61,10 @@ type XattrPair struct {
 func DecodeXattrPair(b []byte) XattrPair {
 	_ = b[XattrPairSize-1]
 	return XattrPair{Type: le.Uint16(b[0:]), Name: int(le.Uint16(b[2:]))}
+}
+
+// Append appends XattrPairSize bytes.
+func (p XattrPair) Append(b []byte) []byte {
+	b = le.AppendUint16(b, p.Type)
+	return le.AppendUint16(b, uint16(p.Name))
 }
