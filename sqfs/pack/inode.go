@@ -15,6 +15,14 @@ type Inode struct {
 	Target  string            // of symlinks, 1..65535 bytes
 	Rdev    uint32            // of devices, as sqfs.Inode.Rdev
 	Entries map[string]*Inode // of directories: names of 1..255 bytes, no '/' or NUL, not "." or ".."
+
+	// What Finish finds out. It is good for one Writer, so that Finish need not look at the
+	// tree before to take away what another has left.
+	w       *Writer
+	number  uint32 // 1 and on
+	links   uint32 // names; of directories, subdirectories
+	written bool
+	ref     uint64 // where it is in the inode table, once it is written
 }
 
 // Xattr is an extended attribute. The name begins with "user.", "trusted." or "security.";
