@@ -4,14 +4,19 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
-// eachEncoder runs a test for each level of each compressor.
+// eachEncoder runs a test for each level of each compressor; of zstd's, for those that are
+// not the same for the library.
 func eachEncoder(t *testing.T, size int, test func(t *testing.T, id uint16, e Encoder)) {
 	for _, id := range []uint16{Gzip, LZ4, Zstd} {
 		least, most, _, _ := Levels(id)
 		for level := least; level <= most; level++ {
+			if id == Zstd && !slices.Contains([]int{1, 3, 6, 22}, level) {
+				continue
+			}
 			e, err := NewEncoder(id, level, size)
 			if err != nil {
 				t.Fatal(err)
@@ -86,6 +91,9 @@ func TestEncodeAllocs(t *testing.T) {
 		for _, src := range [][]byte{sample(size), noise(1, size)} {
 			dst := make([]byte, size+EncodeSlack)
 			eachEncoder(t, size, func(t *testing.T, _ uint16, e Encoder) {
+				for range 5 { // tables grow to what they need
+					e.Encode(dst, src)
+				}
 				if n := testing.AllocsPerRun(3, func() { e.Encode(dst, src) }); n > 0 {
 					t.Errorf("%v allocations for a block of %d bytes", n, size)
 				}
