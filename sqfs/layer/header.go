@@ -85,10 +85,22 @@ const (
 
 // attributes gives an inode the extended attributes of its header.
 func (m *merger) attributes(i *pack.Inode, h *tar.Header) error {
-	for key, value := range h.PAXRecords {
+	var keys []string
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, schily) || strings.HasPrefix(key, archive) {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	for _, key := range keys {
+		value := h.PAXRecords[key]
 		name, ok := strings.CutPrefix(key, schily)
 		if !ok {
-			if name, value, ok = libarchive(key, value, h.PAXRecords); !ok {
+			if name, value, ok = libarchive(key, value); !ok {
+				m.drop("an attribute in libarchive's form that cannot be decoded", h.Name)
+				continue
+			}
+			if _, both := h.PAXRecords[schily+name]; both {
 				continue
 			}
 		}
@@ -102,21 +114,15 @@ func (m *merger) attributes(i *pack.Inode, h *tar.Header) error {
 		}
 	}
 	slices.SortFunc(i.Xattrs, func(a, b pack.Xattr) int { return strings.Compare(a.Name, b.Name) })
+	i.Xattrs = slices.CompactFunc(i.Xattrs, func(a, b pack.Xattr) bool { return a.Name == b.Name })
 	return nil
 }
 
-// libarchive decodes its form of an attribute, unless the archive has the other form too:
-// the name is escaped as in URLs, the value is in base 64, mostly without padding.
-func libarchive(key, value string, all map[string]string) (string, string, bool) {
-	escaped, ok := strings.CutPrefix(key, archive)
-	if !ok {
-		return "", "", false
-	}
-	name, err := url.PathUnescape(escaped)
+// libarchive decodes its form of an attribute, which most of its archives have beside the
+// other: the name is escaped as in URLs, the value is in base 64, mostly without padding.
+func libarchive(key, value string) (string, string, bool) {
+	name, err := url.PathUnescape(strings.TrimPrefix(key, archive))
 	if err != nil {
-		return "", "", false
-	}
-	if _, both := all[schily+name]; both {
 		return "", "", false
 	}
 	b, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(value, "="))
@@ -156,7 +162,7 @@ func (m *merger) drop(why, entry string) {
 		return
 	}
 	// Reasons quote names, which are endless. The last line speaks for all that come late.
-	if len(m.dropped) == maxDropped-1 {
+	if len(m.dropped) >= maxDropped-1 {
 		why = "other attributes and entries"
 		if d, ok := m.droppedBy[why]; ok {
 			d.count++

@@ -360,6 +360,22 @@ func TestPlain(t *testing.T) {
 	}
 }
 
+func TestDropped(t *testing.T) {
+	var items []item
+	for i := range 300 {
+		items = append(items, item{name: fmt.Sprint("f", i), pax: map[string]string{schily + fmt.Sprint("odd", i): "1", schily + "security.selinux": "2"}})
+	}
+	_, report, _, err := mergeAll(t, Options{}, archived(t, items...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := len(report.Dropped)
+	if n != 100 || report.Dropped[n-1] != `layer0: "f98": other attributes and entries (and 201 more)` ||
+		!slices.Contains(report.Dropped, `layer0: "f0": attribute "security.selinux", which images do not keep (and 299 more)`) {
+		t.Errorf("%d lines: %q", n, report.Dropped)
+	}
+}
+
 // What a layer's reader says in place of io.EOF is heard, wherever the archive ended.
 func TestReaderErrors(t *testing.T) {
 	wrong := errors.New("the digest is wrong")
@@ -390,3 +406,8 @@ func (f *failing) Open(ctx context.Context) (io.ReadCloser, error) {
 		io.Closer
 	}{io.MultiReader(r, iotest.ErrReader(f.err)), r}, err
 }
+
+// writerFunc is a writer that only reads.
+type writerFunc func(r io.Reader) error
+
+func (f writerFunc) Add(r io.Reader) (*pack.Data, error) { return new(pack.Data), f(r) }

@@ -371,7 +371,7 @@ func (m *merger) again(missing map[*pack.Inode]bool) error {
 			if len(want) == 0 || want[0].entry != number {
 				return nil
 			}
-			if types[h.Typeflag] != sqfs.TypeFile {
+			if types[h.Typeflag] != sqfs.TypeFile || h.Typeflag == tar.TypeLink {
 				return errChanged
 			}
 			p := want[0]
