@@ -121,7 +121,7 @@ func TestHostileHeaders(t *testing.T) {
 		{"no name", [][]any{file("", "1")}, "error: cannot be anything but a directory"},
 		{"5000 bytes", [][]any{pax('x', "path", long+"../../"+strings.Repeat("../", 997)+"x"), file("c", "1")}, "d 755 0 long | f 644 0 long/x 1"},
 		{"70000 bytes", [][]any{pax('x', "path", strings.Repeat("a/", 35000)), file("c", "1")}, "error: the path has more than 65536 bytes"},
-		{"5000 deep", [][]any{pax('x', "path", strings.Repeat("a/", 5000)), file("c", "1")}, "error: or 4096 components"},
+		{"5000 deep", [][]any{pax('x', "path", strings.Repeat("a/", 5000)), file("c", "1")}, "error: or 4095 components"},
 		{"long component", [][]any{pax('x', "path", strings.Repeat("a", 256)), file("c", "1")}, "error: the name of a component has more than 255 bytes"},
 		{"long target", [][]any{pax('x', "linkpath", strings.Repeat("a", 4096)), {rawHeader("c", '2', 0)}}, "error: the symlink's target has 4096 bytes"},
 		{"no target", [][]any{{rawHeader("c", '2', 0)}}, "error: the symlink's target has 0 bytes"},
@@ -140,7 +140,7 @@ func TestHostileHeaders(t *testing.T) {
 		{"sizes add up", [][]any{{rawHeader("a", '0', 1<<43), "x"}}, "error: unexpected EOF"},
 		{"negative size", [][]any{{rawHeader("a", '0', -1)}}, "error: invalid tar header"},
 		{"size that overflows", [][]any{{func() *raw { h := rawHeader("a", '0', 0); copy(h[124:], "\x8fxxxxxxxxxxx"); return h.sum() }()}}, "error: invalid tar header"},
-		{"checksum", [][]any{{func() *raw { h := rawHeader("a", '0', 0); h[0] = 'b'; return h }()}}, "error: layer0: entry 0, behind \"\", at byte 512: archive/tar: invalid tar header"},
+		{"checksum", [][]any{{func() *raw { h := rawHeader("a", '0', 0); h[0] = 'b'; return h }()}}, "error: merge layer0: entry 0, behind \"\", at byte 512: archive/tar: invalid tar header"},
 		{"uid of -1", [][]any{{rawHeader("a", '0', 0).number(108, 8, -1).sum()}}, "error: owner -1 is out of range"},
 		{"uid of 2^32-1", [][]any{{rawHeader("a", '0', 0).number(108, 8, 1<<32-1).sum()}}, "error: owner 4294967295 is out of range"},
 		{"uid of 2^32-2", [][]any{{rawHeader("a", '0', 0).number(108, 8, 1<<32-2).sum()}}, "f 644 4294967294 a "},
@@ -211,7 +211,7 @@ func TestTruncated(t *testing.T) {
 			if n%512 != 0 && n > 1024 && whole[n-1] != 0 {
 				t.Errorf("%d of %d bytes: no error, %q", n, len(whole), lines)
 			}
-		} else if !strings.HasPrefix(err.Error(), "layer: layer0: ") {
+		} else if !strings.HasPrefix(err.Error(), "merge layer0: ") {
 			t.Errorf("%d bytes: %v", n, err)
 		}
 	}

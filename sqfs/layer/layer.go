@@ -15,7 +15,7 @@
 //
 //   - Names are cleaned as text, inside the root: "/x", "./x", "../x" and "a/../x" are x.
 //     Names are bytes. Components of more than 255 bytes, paths of more than 64 KiB or
-//     4096 components are errors.
+//     4095 components are errors.
 //   - Symlinks in the parents of a name are followed as the kernel would inside the root,
 //     never out of it; at most 255. A dangling one makes the directory that it points to.
 //     A parent that is anything else than a directory is an error. The last component is

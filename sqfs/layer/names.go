@@ -13,7 +13,7 @@ const root = 0
 const (
 	maxName  = 255   // bytes of a component: NAME_MAX of Linux, and what squashfs holds less one
 	maxPath  = 65536 // bytes of the name of an entry
-	maxDepth = 4096  // components of it
+	maxDepth = 4095  // components of it: package sqfs walks trees of 4096 levels
 )
 
 var (

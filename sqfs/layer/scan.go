@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"unsafe"
 
 	"github.com/squirefs/squire/sqfs"
 	"github.com/squirefs/squire/sqfs/pack"
@@ -27,6 +28,7 @@ type merger struct {
 	ops    [][]op     // by number of the layer, from 1 up
 	passed [][]passed // the same
 	layer  int        // number of the layer that is being read or applied
+	stream *stream    // its archive
 
 	parent       uint32 // the directory for which covered was answered last
 	parentHidden bool
@@ -52,7 +54,7 @@ const (
 
 // opCost is what an entry takes in memory beside its names: the op, the inode and its
 // place in a directory.
-const opCost = 16 + 96 + 48
+const opCost = 16 + int64(unsafe.Sizeof(pack.Inode{})) + 48
 
 // dirCost is what a directory takes beside that: the least map.
 const dirCost = 300
@@ -69,10 +71,10 @@ var passedOver = new(pack.Data)
 
 func merge(ctx context.Context, w contents, layers []Layer, o Options) (*pack.Inode, *Report, error) {
 	if len(layers) > maxLayers {
-		return nil, nil, fmt.Errorf("layer: %d layers are more than %d", len(layers), maxLayers)
+		return nil, nil, fmt.Errorf("merge: %d layers are more than %d", len(layers), maxLayers)
 	}
 	if o.Plain && len(layers) > 1 {
-		return nil, nil, fmt.Errorf("layer: %d archives, of which only one can be plain", len(layers))
+		return nil, nil, fmt.Errorf("merge: %d archives, of which only one can be plain", len(layers))
 	}
 	m := newMerger(ctx, w, layers, o)
 	if err := m.scanAll(); err != nil {
@@ -131,7 +133,7 @@ func (m *merger) each(order []int, do func(*stream) error) error {
 	for _, n := range order {
 		m.layer = n
 		if err := do(a.next()); err != nil {
-			return fmt.Errorf("layer: %s: %w", m.layerName(n), err)
+			return fmt.Errorf("merge %s: %w", m.layerName(n), err)
 		}
 	}
 	return nil
@@ -139,7 +141,7 @@ func (m *merger) each(order []int, do func(*stream) error) error {
 
 // entries calls a function for all entries of an archive, which is read to its very end:
 // only there its reader tells whether it was what it should have been.
-func entries(s *stream, do func(number int64, h *tar.Header, r io.Reader) error) error {
+func entries(s *stream, do func(number int64, h *tar.Header, r *tar.Reader) error) error {
 	t := tar.NewReader(s)
 	last := ""
 	for number := int64(0); ; number++ {
@@ -162,10 +164,13 @@ func entries(s *stream, do func(number int64, h *tar.Header, r io.Reader) error)
 // less than 10 KiB.
 const maxTrailing = 1 << 30
 
-func (m *merger) scan(s *stream) error { return entries(s, m.entry) }
+func (m *merger) scan(s *stream) error {
+	m.stream = s
+	return entries(s, m.entry)
+}
 
 // entry keeps the header of an entry, and packs its contents unless they are hidden.
-func (m *merger) entry(number int64, h *tar.Header, r io.Reader) error {
+func (m *merger) entry(number int64, h *tar.Header, r *tar.Reader) error {
 	if m.report.Entries++; m.report.Entries > m.o.MaxEntries {
 		return fmt.Errorf("there are more than %d entries", m.o.MaxEntries)
 	}
@@ -230,7 +235,7 @@ func (m *merger) whiteout(id uint32, name string) error {
 func (m *merger) add(o op) { m.ops[m.layer] = append(m.ops[m.layer], o) }
 
 // keep notes an entry that is no whiteout.
-func (m *merger) keep(number int64, id uint32, h *tar.Header, r io.Reader) error {
+func (m *merger) keep(number int64, id uint32, h *tar.Header, r *tar.Reader) error {
 	i, err := m.inode(h)
 	if err != nil {
 		return err
@@ -273,7 +278,7 @@ func (m *merger) keep(number int64, id uint32, h *tar.Header, r io.Reader) error
 }
 
 // contents packs the contents of a file or passes them over.
-func (m *merger) contents(number int64, id uint32, hidden bool, h *tar.Header, r io.Reader, i *pack.Inode) (err error) {
+func (m *merger) contents(number int64, id uint32, hidden bool, h *tar.Header, r *tar.Reader, i *pack.Inode) (err error) {
 	left := m.excluded(id)
 	if !hidden && !left {
 		i.Data, err = m.pack(h, r)
@@ -289,26 +294,16 @@ func (m *merger) contents(number int64, id uint32, hidden bool, h *tar.Header, r
 }
 
 // pack adds the contents of the entry that r is at.
-func (m *merger) pack(h *tar.Header, r io.Reader) (*pack.Data, error) {
-	d, err := m.w.Add(&file{ctx: m.ctx, r: r})
+func (m *merger) pack(h *tar.Header, r *tar.Reader) (*pack.Data, error) {
+	f := io.Reader(&file{ctx: m.ctx, r: r})
+	if isSparse(h) {
+		f = &sparse{file: file{ctx: m.ctx, r: r}, s: m.stream}
+	}
+	d, err := m.w.Add(f)
 	if err != nil {
 		return nil, fmt.Errorf("contents of %d bytes: %w", h.Size, err)
 	}
 	return d, nil
-}
-
-// file reads the contents of an entry; a context ends it even where there is nothing to
-// wait for, as in a hole of terabytes.
-type file struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (f *file) Read(p []byte) (int, error) {
-	if err := f.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return f.r.Read(p)
 }
 
 // hidden tells whether layers above the current one hide what it has at a name. It
@@ -366,8 +361,9 @@ func (m *merger) again(missing map[*pack.Inode]bool) error {
 	}
 	m.report.Reread = int64(len(order))
 	return m.each(order, func(s *stream) error {
+		m.stream = s
 		want := m.passed[m.layer]
-		err := entries(s, func(number int64, h *tar.Header, r io.Reader) (err error) {
+		err := entries(s, func(number int64, h *tar.Header, r *tar.Reader) (err error) {
 			if len(want) == 0 || want[0].entry != number {
 				return nil
 			}

@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	maxLinks    = 255         // symlinks that are followed for one name, as in containerd
-	maxFollowed = 100_000_000 // components of their targets in all: a bound of the time, some seconds
+	maxLinks    = 255        // symlinks that are followed for one name, as in containerd
+	maxFollowed = 20_000_000 // components of their targets in all: a bound of the time, a second or so
 )
 
 var (
@@ -52,7 +52,7 @@ func (m *merger) apply() (*pack.Inode, error) {
 	for n := 1; n <= len(m.layers); n++ {
 		m.layer = n
 		if err := t.applyLayer(m.ops[n]); err != nil {
-			return nil, fmt.Errorf("layer: %s: %w", m.layerName(n), err)
+			return nil, fmt.Errorf("merge %s: %w", m.layerName(n), err)
 		}
 		m.ops[n] = nil
 	}
