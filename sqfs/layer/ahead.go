@@ -38,6 +38,8 @@ type stream struct {
 	chunk []byte // that is being consumed
 	rest  []byte // of it
 	pos   int64  // bytes that were consumed
+
+	failed error // what Read failed with, but for io.EOF
 }
 
 const chunkSize = 256 << 10
@@ -184,8 +186,8 @@ func (s *stream) advance() error {
 		a.cond.Broadcast()
 	}
 	for {
-		if err := a.ctx.Err(); err != nil {
-			return err
+		if s.failed = a.ctx.Err(); s.failed != nil {
+			return s.failed
 		}
 		if len(s.full) > 0 {
 			s.chunk, s.rest = s.full[0], s.full[0]
@@ -193,6 +195,9 @@ func (s *stream) advance() error {
 			return nil
 		}
 		if s.err != nil {
+			if s.err != io.EOF {
+				s.failed = s.err
+			}
 			return s.err
 		}
 		a.cond.Wait()

@@ -87,8 +87,11 @@ const (
 func (m *merger) attributes(i *pack.Inode, h *tar.Header) error {
 	var keys []string
 	for key := range h.PAXRecords {
-		if strings.HasPrefix(key, schily) || strings.HasPrefix(key, archive) {
+		switch {
+		case strings.HasPrefix(key, schily), strings.HasPrefix(key, archive):
 			keys = append(keys, key)
+		case strings.HasPrefix(key, "SCHILY.acl."):
+			m.drop("an access control list", h.Name)
 		}
 	}
 	slices.Sort(keys)

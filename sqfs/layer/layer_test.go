@@ -384,7 +384,7 @@ func TestReaderErrors(t *testing.T) {
 		for _, o := range []Options{{}, {Ahead: 1}} {
 			l := &failing{blob{name: "bad", bytes: b}, wrong}
 			_, _, err := merge(t.Context(), new(memory), []Layer{l}, o)
-			if !errors.Is(err, wrong) || !strings.Contains(err.Error(), "bad") {
+			if !errors.Is(err, wrong) || err.Error() != "merge bad: the digest is wrong" {
 				t.Errorf("%d bytes: %v", len(b), err)
 			}
 			if l.open.Load() != 0 {

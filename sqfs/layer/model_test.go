@@ -2,7 +2,6 @@ package layer
 
 import (
 	"archive/tar"
-	"bytes"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -488,10 +487,12 @@ func list(t *testing.T, root string) []string {
 			case info.Mode()&fs.ModeSymlink != 0:
 				f.typ = tar.TypeSymlink
 				f.data, err = os.Readlink(p)
+			case info.Mode()&fs.ModeNamedPipe != 0:
+				f.typ = tar.TypeFifo
 			default:
 				var b []byte
 				b, err = os.ReadFile(p)
-				f.data = string(bytes.TrimSpace(b))
+				f.data = string(b)
 			}
 		}
 		m.files[strings.TrimPrefix(strings.TrimPrefix(p, root), "/")] = f

@@ -132,8 +132,16 @@ func (m *merger) each(order []int, do func(*stream) error) error {
 	defer cancel()
 	for _, n := range order {
 		m.layer = n
-		if err := do(a.next()); err != nil {
-			return fmt.Errorf("merge %s: %w", m.layerName(n), err)
+		s := a.next()
+		err := do(s)
+		switch name := m.layerName(n); {
+		case err == nil:
+		case s.failed == nil:
+			return fmt.Errorf("merge %s: %w", name, err)
+		case strings.Contains(s.failed.Error(), name): // a layer may well know what it is called
+			return fmt.Errorf("merge %w", s.failed)
+		default:
+			return fmt.Errorf("merge %s: %w", name, s.failed)
 		}
 	}
 	return nil
