@@ -33,13 +33,14 @@ type stream struct {
 	a     *ahead
 	index int
 	full  [][]byte // chunks that wait, under a.mu
-	err   error    // what comes behind them, under a.mu; nil while it is not known
+	ended bool     // nothing comes behind them, under a.mu
+	err   error    // why, under a.mu; nil at the end of the archive
 
 	chunk []byte // that is being consumed
 	rest  []byte // of it
 	pos   int64  // bytes that were consumed
 
-	failed error // what Read failed with, but for io.EOF
+	failed error // what Read failed with, if it was not the end
 }
 
 const chunkSize = 256 << 10
@@ -92,49 +93,53 @@ func (s *stream) run() {
 	err := s.fill()
 	s.a.mu.Lock()
 	defer s.a.mu.Unlock()
-	s.err = err
+	s.ended, s.err = true, err
 	s.a.cond.Broadcast()
 }
 
-func (s *stream) fill() (err error) {
+func (s *stream) fill() error {
 	r, err := s.a.order[s.index].Open(s.a.ctx)
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
-	defer func() {
-		if e := r.Close(); e != nil && err == io.EOF {
-			err = fmt.Errorf("close: %w", e)
+	for more := true; more && err == nil; {
+		var b []byte
+		if b, err = s.take(); err != nil {
+			break
 		}
-	}()
-	for {
-		b, err := s.take()
-		if err != nil {
-			return err
-		}
-		n, err := readFull(r, b)
+		var n int
+		n, more, err = fillChunk(r, b)
 		s.put(b, n)
-		if err != nil {
-			return err
-		}
 	}
+	if e := r.Close(); e != nil && err == nil {
+		err = fmt.Errorf("close: %w", e)
+	}
+	return err
 }
 
-// readFull is io.ReadFull, but for io.EOF that stays what it is, and for readers that give
-// neither bytes nor an error again and again, which are an error.
-func readFull(r io.Reader, b []byte) (n int, err error) {
-	for idle := 0; n < len(b) && err == nil; {
-		var k int
-		k, err = r.Read(b[n:])
+// fillChunk reads until b is full or nothing more comes. It takes no reader that gives
+// neither bytes nor an error again and again; and an error that io.EOF is only a part of
+// is no end.
+func fillChunk(r io.Reader, b []byte) (n int, more bool, err error) {
+	for idle := 0; n < len(b); {
+		k, err := r.Read(b[n:])
 		if k < 0 || k > len(b)-n {
-			return n, io.ErrNoProgress
+			return n, false, fmt.Errorf("its reader gave %d bytes for %d", k, len(b)-n)
 		}
-		if n += k; k > 0 {
+		n += k
+		if err == io.EOF {
+			return n, false, nil
+		}
+		if idle++; k > 0 {
 			idle = 0
-		} else if idle++; err == nil && idle >= 100 {
+		} else if err == nil && idle >= 100 {
 			err = io.ErrNoProgress
 		}
+		if err != nil {
+			return n, false, err
+		}
 	}
-	return n, err
+	return n, true, nil
 }
 
 // take waits for a chunk that may be filled.
@@ -174,8 +179,8 @@ func (s *stream) put(b []byte, n int) {
 	a.cond.Broadcast()
 }
 
-// advance makes the next chunk the one that is consumed.
-func (s *stream) advance() error {
+// advance makes the next chunk the one that is consumed; false is the end.
+func (s *stream) advance() (bool, error) {
 	a := s.a
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -187,18 +192,16 @@ func (s *stream) advance() error {
 	}
 	for {
 		if s.failed = a.ctx.Err(); s.failed != nil {
-			return s.failed
+			return false, s.failed
 		}
 		if len(s.full) > 0 {
 			s.chunk, s.rest = s.full[0], s.full[0]
 			s.full = s.full[1:]
-			return nil
+			return true, nil
 		}
-		if s.err != nil {
-			if s.err != io.EOF {
-				s.failed = s.err
-			}
-			return s.err
+		if s.ended {
+			s.failed = s.err
+			return false, s.err
 		}
 		a.cond.Wait()
 	}
@@ -207,8 +210,10 @@ func (s *stream) advance() error {
 // Read gives the archive's bytes, and at the end the error of the layer's reader.
 func (s *stream) Read(p []byte) (int, error) {
 	if len(s.rest) == 0 {
-		if err := s.advance(); err != nil {
+		if more, err := s.advance(); err != nil {
 			return 0, err
+		} else if !more {
+			return 0, io.EOF
 		}
 	}
 	n := copy(p, s.rest)
@@ -226,10 +231,10 @@ func (s *stream) Seek(offset int64, whence int) (int64, error) {
 	}
 	for offset > 0 {
 		if len(s.rest) == 0 {
-			if err := s.advance(); err == io.EOF {
-				break
-			} else if err != nil {
+			if more, err := s.advance(); err != nil {
 				return 0, err
+			} else if !more {
+				break
 			}
 		}
 		n := min(offset, int64(len(s.rest)))
@@ -245,9 +250,7 @@ func (s *stream) drain(limit int64) error {
 	start := s.pos
 	for s.pos-start <= limit {
 		s.pos += int64(len(s.rest))
-		if err := s.advance(); err == io.EOF {
-			return nil
-		} else if err != nil {
+		if more, err := s.advance(); err != nil || !more {
 			return err
 		}
 	}

@@ -37,10 +37,10 @@ func (c *counted) Open(ctx context.Context) (io.ReadCloser, error) {
 			<-ctx.Done()
 			return 0, ctx.Err()
 		}
-		n, err := r.Read(p[:min(len(p), rnd.IntN(20_000))])
+		n, failed := r.Read(p[:min(len(p), rnd.IntN(20_000))])
 		given += int64(n)
 		c.given.Add(int64(n))
-		return n, err
+		return n, failed
 	}), r}, err
 }
 

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 
@@ -69,7 +70,7 @@ func isTar(b []byte) bool {
 		return false
 	}
 	_, err := tar.NewReader(bytes.NewReader(b)).Next()
-	return err == nil || err == io.ErrUnexpectedEOF
+	return err == nil || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // isZstd knows frames and skippable frames, RFC 8878, 3.1.

@@ -42,7 +42,8 @@ type sparse struct {
 	s       *stream
 	scratch []byte
 	ahead   []byte // of it: what was read and not given yet
-	err     error  // comes behind that
+	err     error  // comes behind that; nil is more
+	end     bool   // err is the end of the file
 }
 
 const sparseChunk = 256 << 10
@@ -53,16 +54,19 @@ func (f *sparse) Hole() (n int64, err error) {
 		f.scratch = make([]byte, sparseChunk)
 	}
 	for len(f.ahead) == 0 && f.err == nil {
+		if err := f.ctx.Err(); err != nil {
+			return 0, err
+		}
 		at := f.s.pos
-		k, err := f.file.Read(f.scratch)
-		f.err = err
+		k, err := f.r.Read(f.scratch)
+		f.err, f.end = err, err == io.EOF
 		if f.s.pos == at {
 			n += int64(k)
 			continue
 		}
 		f.ahead = f.scratch[:k]
 	}
-	if f.err != nil && f.err != io.EOF && len(f.ahead) == 0 {
+	if f.err != nil && !f.end && len(f.ahead) == 0 {
 		return 0, f.err
 	}
 	return n, nil

@@ -60,7 +60,7 @@ func check(t *testing.T, i *pack.Inode, w *memory, o Options) {
 	switch {
 	case i.Mode&^0o7777 != 0,
 		i.Type != sqfs.TypeDir && i.Entries != nil,
-		i.Data != nil && !(known && i.Type == sqfs.TypeFile),
+		i.Data != nil && (!known || i.Type != sqfs.TypeFile),
 		(i.Type == sqfs.TypeSymlink) != (i.Target != ""),
 		i.Type < sqfs.TypeDir || i.Type > sqfs.TypeFifo,
 		device && !o.Devices:
@@ -68,7 +68,7 @@ func check(t *testing.T, i *pack.Inode, w *memory, o Options) {
 	}
 	for k, x := range i.Xattrs {
 		space, rest, _ := strings.Cut(x.Name, ".")
-		if len(x.Name) > 255 || rest == "" || len(x.Value) > 65536 || space != "user" && space != "security" && !(space == "trusted" && o.Plain) ||
+		if len(x.Name) > 255 || rest == "" || len(x.Value) > 65536 || space != "user" && space != "security" && (space != "trusted" || !o.Plain) ||
 			slices.ContainsFunc(i.Xattrs[:k], func(y pack.Xattr) bool { return y.Name == x.Name }) {
 			t.Errorf("attribute %+v", x)
 		}

@@ -356,9 +356,9 @@ func TestExpand(t *testing.T) {
 		w.Close()
 		return z.Bytes()
 	}
-	zenc, err := zstd.NewWriter(nil)
-	if err != nil {
-		t.Fatal(err)
+	zenc, failed := zstd.NewWriter(nil)
+	if failed != nil {
+		t.Fatal(failed)
 	}
 	skippable := append([]byte("\x5a\x2a\x4d\x18\x03\x00\x00\x00abc"), zenc.EncodeAll(b, nil)...)
 	window := binary.LittleEndian.AppendUint32(nil, 0xfd2fb528)

@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -134,7 +135,7 @@ func showImage(t *testing.T, img *sqfs.Image) []string {
 				t.Fatal(err)
 			}
 			b := make([]byte, f.Size())
-			if _, err := f.ReadAt(b, 0); err != nil && err != io.EOF {
+			if _, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
 				t.Fatal(err)
 			}
 			lines = append(lines, fmt.Sprintf("f %o %d %s %s", ino.Mode, ino.UID, path, b))

@@ -206,8 +206,11 @@ func TestStacks(t *testing.T) {
 		{"one", layers{{dir("a"), reg("a/x", "1")}}, "d 755 0 a | f 644 0 a/x 1"},
 		{"implied", layers{{reg("a/b/x", "1")}}, "d 755 0 a | d 755 0 a/b | f 644 0 a/b/x 1"},
 		{"implied stays", layers{{{name: "a/", mode: 0o700, uid: 5}}, {reg("a/x", "1")}}, "d 700 5 a | f 644 0 a/x 1"},
-		{"names", layers{{reg("./a", "1"), reg("/b", "2"), reg("c//d", "3"), reg("../e", "4"), reg("x/../../f", "5")}},
-			"f 644 0 a 1 | f 644 0 b 2 | d 755 0 c | f 644 0 c/d 3 | f 644 0 e 4 | f 644 0 f 5"},
+		{
+			"names",
+			layers{{reg("./a", "1"), reg("/b", "2"), reg("c//d", "3"), reg("../e", "4"), reg("x/../../f", "5")}},
+			"f 644 0 a 1 | f 644 0 b 2 | d 755 0 c | f 644 0 c/d 3 | f 644 0 e 4 | f 644 0 f 5",
+		},
 		{"replaced", layers{{reg("a", "1")}, {reg("a", "2")}, {reg("a", "3")}}, "f 644 0 a 3"},
 		{"whiteout", layers{{reg("a", "1"), reg("b", "2")}, {wh(".wh.a")}}, "f 644 0 b 2"},
 		{"whiteout of a directory", layers{{reg("a/x/y", "1")}, {wh(".wh.a")}}, ""},
@@ -269,10 +272,12 @@ func TestStacks(t *testing.T) {
 		{"device hides", layers{{reg("a", "1"), reg("b", "2")}, {typed("a", tar.TypeChar), link("c", "a")}}, "f 644 0 b 2"},
 		{"unknown type", layers{{typed("a", 'Z')}}, "error: merge layer0: \"a\": entries of type 'Z' are not known"},
 		{"contiguous", layers{{typed("a", '7')}}, "f 644 0 a "},
-		{"attributes", layers{{{name: "a/", pax: map[string]string{
-			schily + "user.x": "1", schily + "security.capability": "2", schily + "security.selinux": "3", schily + "trusted.overlay.opaque": "y",
-			schily + "user.overlay.redirect": "z", schily + "user.fuseoverlayfs.opaque": "y", schily + "system.posix_acl_access": "q", schily + "odd": "w",
-			archive + "user.y%25": "aGFsbG8", archive + "user.x": "aGFsbG8"}}},
+		{"attributes", layers{
+			{{name: "a/", pax: map[string]string{
+				schily + "user.x": "1", schily + "security.capability": "2", schily + "security.selinux": "3", schily + "trusted.overlay.opaque": "y",
+				schily + "user.overlay.redirect": "z", schily + "user.fuseoverlayfs.opaque": "y", schily + "system.posix_acl_access": "q", schily + "odd": "w",
+				archive + "user.y%25": "aGFsbG8", archive + "user.x": "aGFsbG8",
+			}}},
 			{{name: "b/", pax: map[string]string{schily + "user.z": ""}}},
 		}, "d 755 0 a security.capability=2 user.x=1 user.y%=hallo | d 755 0 b user.z="},
 		{"attributes are replaced", layers{{{name: "a/", pax: map[string]string{schily + "user.x": "1"}}}, {{name: "a/", pax: map[string]string{schily + "user.y": "2"}}}}, "d 755 0 a user.y=2"},

@@ -163,7 +163,7 @@ func (m *model) apply(e item) error {
 	if err != nil {
 		return err
 	}
-	if err := m.parents(dir); err != nil {
+	if err = m.parents(dir); err != nil {
 		return err
 	}
 	p := join(dir, base)
@@ -455,9 +455,11 @@ func writeLayout(t *testing.T, dir string, archives [][]byte) {
 		layers, ids = append(layers, l), append(ids, l["digest"])
 	}
 	config := blob("application/vnd.oci.image.config.v1+json", encode(object{
-		"architecture": "amd64", "os": "linux", "config": object{}, "rootfs": object{"type": "layers", "diff_ids": ids}}))
+		"architecture": "amd64", "os": "linux", "config": object{}, "rootfs": object{"type": "layers", "diff_ids": ids},
+	}))
 	manifest := blob("application/vnd.oci.image.manifest.v1+json", encode(object{
-		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": config, "layers": layers}))
+		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": config, "layers": layers,
+	}))
 	manifest["annotations"] = object{"org.opencontainers.image.ref.name": "x"}
 	put("index.json", encode(object{"schemaVersion": 2, "manifests": []object{manifest}}))
 	put("oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`))

@@ -157,7 +157,7 @@ func entries(s *stream, do func(number int64, h *tar.Header, r *tar.Reader) erro
 		if err == io.EOF {
 			break
 		}
-		if err != nil && !(errors.Is(err, tar.ErrInsecurePath) && h != nil) { // names are cleaned here
+		if err != nil && (h == nil || !errors.Is(err, tar.ErrInsecurePath)) { // names are cleaned here
 			return fmt.Errorf("entry %d, behind %.200q, at byte %d: %w", number, last, s.pos, err)
 		}
 		if err := do(number, h, t); err != nil {
@@ -269,7 +269,7 @@ func (m *merger) keep(number int64, id uint32, h *tar.Header, r *tar.Reader) err
 	case i.Type == sqfs.TypeDir:
 		err = m.charge(dirCost)
 	case i.Type == sqfs.TypeFile && h.Size > 0:
-		if err := m.contents(number, id, hidden && int(n.want) <= m.layer, h, r, i); err != nil {
+		if err = m.contents(number, id, hidden && int(n.want) <= m.layer, h, r, i); err != nil {
 			return err
 		}
 	}

@@ -43,8 +43,12 @@ func TestGNUTar(t *testing.T) {
 	xattr := unix.Setxattr(filepath.Join(src, "d"), "user.x", []byte("a\x00b\n"), 0) == nil
 	want := list(t, src)
 	for _, c := range [][]string{
-		{"--format=gnu"}, {"--format=oldgnu", "--sparse"}, {"--format=gnu", "--sparse"}, {"--format=posix", "--sparse", "--sparse-version=0.0"},
-		{"--format=posix", "--sparse", "--sparse-version=0.1"}, {"--format=posix", "--sparse", "--sparse-version=1.0", "--xattrs"},
+		{"--format=gnu"},
+		{"--format=oldgnu", "--sparse"},
+		{"--format=gnu", "--sparse"},
+		{"--format=posix", "--sparse", "--sparse-version=0.0"},
+		{"--format=posix", "--sparse", "--sparse-version=0.1"},
+		{"--format=posix", "--sparse", "--sparse-version=1.0", "--xattrs"},
 	} {
 		t.Run(strings.Join(c, " "), func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "tar")

@@ -320,10 +320,11 @@ func (t *tree) hide(o op) error {
 	if o.link == isWhiteout {
 		id = t.m.names.at(o.path).parent
 	}
-	if err := t.resolve(id); err != nil && err != errNotDir {
-		return err
-	} else if err != nil {
+	switch err := t.resolve(id); {
+	case errors.Is(err, errNotDir):
 		return nil // what does not exist is hidden already
+	case err != nil:
+		return err
 	}
 	dir := t.dirs[len(t.dirs)-1]
 	t.wayKnown = false
