@@ -24,13 +24,18 @@ type pattern struct {
 // newPattern checks a pattern. Slashes at its ends, "." and ".." are taken out: what
 // ".." leaves is never a link, for patterns do not follow any. What is in the image by
 // that very name is meant by it, whatever wildcards the name has: there is a program [.
+// Without an image nobody knows what there will be, and wildcards are wildcards.
 func newPattern(img *sqfs.Image, text string) (pattern, error) {
 	p := pattern{text: text, names: splitPath(text)}
 	if text == "" {
 		return p, errEmptyPath
 	}
-	_, err := img.Resolve(strings.Join(p.names, "/"), false)
-	if p.literal = err == nil || !p.wild(); p.literal {
+	p.literal = !p.wild()
+	if img != nil && !p.literal {
+		_, err := img.Resolve(strings.Join(p.names, "/"), false)
+		p.literal = err == nil
+	}
+	if p.literal {
 		return p, nil
 	}
 	return p, p.parse()
