@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -50,7 +51,7 @@ var ErrChanged = errors.New("changed while it was read")
 // nothing outside of dir whatever happens to it meanwhile. When Dir returns all is closed
 // and no goroutine is left. After an error the Writer is of no use.
 func Dir(ctx context.Context, w *Writer, dir string, o DirOptions) (*Inode, *DirReport, error) {
-	d := &dirSource{o: o, links: make(map[fileID]*dirFile), gone: make(map[*Inode]error)}
+	d := &dirSource{o: o, name: dir, links: make(map[fileID]*dirFile), gone: make(map[*Inode]error)}
 	fd, err := retry(func() (int, error) {
 		return unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	})
@@ -61,7 +62,7 @@ func Dir(ctx context.Context, w *Writer, dir string, o DirOptions) (*Inode, *Dir
 	d.root = fd
 	root, err := d.pack(ctx, w.Add)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", dir, err)
+		return nil, nil, err
 	}
 	return root, &d.report, nil
 }
@@ -70,6 +71,7 @@ func Dir(ctx context.Context, w *Writer, dir string, o DirOptions) (*Inode, *Dir
 // some read files, and the caller's adds them.
 type dirSource struct {
 	o      DirOptions
+	name   string              // for messages
 	root   int                 // descriptor
 	dev    uint64              // of the root
 	links  map[fileID]*dirFile // files that have several names, for the goroutine of the tree
@@ -205,7 +207,7 @@ func (d *dirSource) add(f *dirFile, add func(io.Reader) (*Data, error)) error {
 	case f.err != nil:
 		d.gone[f.inode] = f.err
 		if !errors.Is(f.err, ErrChanged) && !d.o.Unreadable {
-			return fmt.Errorf("%s: %w", f.path, f.err)
+			return d.failure(f.path, f.err)
 		}
 	case f.changed:
 		d.problem(f.path, ErrChanged)
@@ -238,6 +240,11 @@ func (d *dirSource) problem(path string, err error) {
 	if d.o.Problem != nil {
 		d.o.Problem(path, err)
 	}
+}
+
+// failure is an error of the directory, as opposed to those of the Writer.
+func (d *dirSource) failure(path string, err error) error {
+	return fmt.Errorf("%s: %w", join(strings.TrimRight(d.name, "/"), path), err)
 }
 
 func sortedNames(entries map[string]*Inode) []string {

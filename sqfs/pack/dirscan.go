@@ -32,7 +32,7 @@ type dirEntry struct {
 func (d *dirSource) scan(ctx context.Context, root *Inode) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(d.root, &st); err != nil {
-		return fmt.Errorf("stat: %w", err)
+		return d.failure("", err)
 	}
 	d.dev = st.Dev
 	if err := d.directory(ctx, "", &st, root); err != nil {
@@ -70,10 +70,7 @@ func (d *dirSource) directory(ctx context.Context, path string, st *unix.Stat_t,
 func (d *dirSource) unreadable(path string, err error) error {
 	err = vanished(err)
 	if !d.o.Unreadable && !errors.Is(err, ErrChanged) {
-		if path == "" {
-			return err
-		}
-		return fmt.Errorf("%s: %w", path, err)
+		return d.failure(path, err)
 	}
 	d.problem(path, err)
 	return nil
