@@ -37,8 +37,8 @@ type DirReport struct {
 	Xattrs     int64 // that squashfs cannot have, such as ACLs
 }
 
-// ErrChanged is told of files that changed while they were read: what is in the image is
-// what was read of them, with holes where there was nothing, or if they vanished, nothing.
+// ErrChanged is told of files that changed while they were read. What was read of them is
+// in the image. Of those that vanished nothing is; directories that did are empty.
 var ErrChanged = errors.New("changed while it was read")
 
 // Dir adds the contents of all files below the directory dir, which may be a link to
@@ -51,7 +51,6 @@ var ErrChanged = errors.New("changed while it was read")
 // nothing outside of dir whatever happens to it meanwhile. When Dir returns all is closed
 // and no goroutine is left. After an error the Writer is of no use.
 func Dir(ctx context.Context, w *Writer, dir string, o DirOptions) (*Inode, *DirReport, error) {
-	d := &dirSource{o: o, name: dir, links: make(map[fileID]*dirFile), gone: make(map[*Inode]error)}
 	fd, err := retry(func() (int, error) {
 		return unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	})
@@ -59,7 +58,7 @@ func Dir(ctx context.Context, w *Writer, dir string, o DirOptions) (*Inode, *Dir
 		return nil, nil, &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
 	defer unix.Close(fd)
-	d.root = fd
+	d := newDirSource(dir, fd, o)
 	root, err := d.pack(ctx, w.Add)
 	if err != nil {
 		return nil, nil, err
@@ -83,6 +82,10 @@ type dirSource struct {
 
 	mu     sync.Mutex
 	report DirReport
+}
+
+func newDirSource(name string, root int, o DirOptions) *dirSource {
+	return &dirSource{o: o, name: name, root: root, links: make(map[fileID]*dirFile), gone: make(map[*Inode]error)}
 }
 
 const (
