@@ -42,7 +42,11 @@ func (a *archive) Open(ctx context.Context) (io.ReadCloser, error) {
 		return nil, errors.New("standard input: cannot be read twice, as this archive needs it: pack it from a file")
 	}
 	a.opened = true
-	tar, err := layer.Expand(&polledFile{ctx, f})
+	from := &polledFile{ctx: ctx, f: f}
+	tar, err := layer.Expand(from)
+	if err == nil && from.n == 0 {
+		err = errors.New("is empty") // as when the program before a pipe fails
+	}
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("%s: %w", printable(a.Name()), err)
@@ -62,6 +66,7 @@ func (a *archiveReader) Close() error { return errors.Join(a.ReadCloser.Close(),
 type polledFile struct {
 	ctx context.Context
 	f   *os.File
+	n   int64 // bytes that were read
 }
 
 // Read waits until there is something to read, and looks at the context meanwhile.
@@ -72,9 +77,11 @@ func (p *polledFile) Read(b []byte) (int, error) {
 			return 0, err
 		}
 		fds := []unix.PollFd{{Fd: int32(p.f.Fd()), Events: unix.POLLIN}}
-		n, err := unix.Poll(fds, wait)
-		if err != nil && !errors.Is(err, unix.EINTR) || n > 0 {
-			return p.f.Read(b) // regular files are always ready; others say what is wrong
+		ready, err := unix.Poll(fds, wait)
+		if err != nil && !errors.Is(err, unix.EINTR) || ready > 0 {
+			n, err := p.f.Read(b) // regular files are always ready; others say what is wrong
+			p.n += int64(n)
+			return n, err
 		}
 	}
 }

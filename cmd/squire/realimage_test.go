@@ -34,6 +34,8 @@ func TestRealImage(t *testing.T) {
 		t.Run("status/"+who.name, func(t *testing.T) { testStatus(t, l, who) })
 		t.Run("bad-input/"+who.name, func(t *testing.T) { testBadInput(t, l, who) })
 		t.Run("trace/"+who.name, func(t *testing.T) { testTrace(t, l, who) })
+		t.Run("pack/"+who.name, func(t *testing.T) { testPack(t, l, who) })
+		t.Run("pack-signals/"+who.name, func(t *testing.T) { testPackSignals(t, l, who) })
 	}
 	t.Run("server-of-mapped-root", func(t *testing.T) { testServerAsMappedRoot(t, l, users[1]) })
 	for _, who := range mounters {
@@ -41,6 +43,11 @@ func TestRealImage(t *testing.T) {
 		t.Run("foreground/"+who.name, func(t *testing.T) { testForeground(t, l, who) })
 		t.Run("trace-of-mount/"+who.name, func(t *testing.T) { testTraceOfMount(t, l, who) })
 	}
+	t.Run("pack-same", func(t *testing.T) { testPackSame(t, l) })
+	t.Run("pack-race", func(t *testing.T) { testPackRace(t, l) })
+	t.Run("pack-full-disk", func(t *testing.T) { testPackFullDisk(t, l) })
+	t.Run("pack-input", func(t *testing.T) { testPackInput(t, l) })
+	t.Run("pack-changing", func(t *testing.T) { testPackChanging(t, l) })
 	t.Run("bad-host", func(t *testing.T) { testBadHost(t, l) })
 }
 
