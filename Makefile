@@ -27,7 +27,7 @@ GOLANGCI_VERSION = v2.15.0
 GOLANGCI = .tools/golangci-lint-$(GOLANGCI_VERSION)
 
 .DEFAULT_GOAL = build
-.PHONY: build check fmt vet arrows lint shellcheck test test-short test-race test-all test-corpus corpus fuzz bench bench-codec bench-metadata bench-inodes bench-release demo deps rootfs install clean help
+.PHONY: build check fmt vet arrows lint shellcheck test test-short test-race test-all test-corpus corpus fuzz bench bench-codec bench-metadata bench-inodes bench-pack bench-release demo deps rootfs install clean help
 
 build: ## build bin/squire, static
 	$(GOBUILD) -o bin/squire ./cmd/squire
@@ -97,6 +97,10 @@ bench-metadata: ## compare the reading of metadata with unsquashfs and the kerne
 bench-inodes: build ## what an inode costs in mounts of 1,000 to 1,000,000: BENCHFLAGS='-sizes 1000,10000'
 	@testdata/deps.sh sqfstar squashfuse_ll || [ "$$(id -u)" != 0 ]
 	@go run ./bench/parts inodes -squire bin/squire -dir "$(SQUIRE_TESTDIR)/inodes" $(BENCHFLAGS)
+
+bench-pack: rootfs build ## compare squire pack with mksquashfs: BENCHFLAGS='-rounds 3 -only zstd -tree DIR'
+	@testdata/deps.sh mksquashfs || [ "$$(id -u)" != 0 ]
+	@go run ./bench/parts pack -squire bin/squire -image "$(IMAGE)" $(BENCHFLAGS)
 
 demo: build ## make a small image and run a command in it
 	@testdata/demo.sh bin/squire

@@ -20,6 +20,7 @@ var commands = map[string]func(ctx context.Context, args []string) error{
 	"metadata": metadata,
 	"inodes":   inodes,
 	"results":  results,
+	"pack":     pack,
 }
 
 func main() {
