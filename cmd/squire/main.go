@@ -1,5 +1,5 @@
-// Command squire runs commands inside squashfs images, mounts images, looks into
-// them and unpacks them, as an ordinary user.
+// Command squire runs commands inside squashfs images, mounts images, makes them, looks
+// into them and unpacks them, as an ordinary user.
 package main
 
 import (
@@ -64,10 +64,11 @@ func rootCommand() *cobra.Command {
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 		Short: "Run commands inside squashfs images",
 		Long: `Squire runs commands inside squashfs images as an ordinary user, mounts images,
-looks into them and unpacks them. Images are served lazily: only what is read is loaded.
+makes them, looks into them and unpacks them. Images are served lazily: only what is read is loaded.
 
 Exit status: that of the command that was run; 1 when ls, cat, extract or inspect
-found damage, or a path is not in the image, or when a measurement of bench failed;
+found damage, or a path is not in the image, when pack left out what it could not read
+or that changed meanwhile, or when a measurement of bench failed;
 128+N when signal N ended it; 125 when squire itself failed, 126 when the command
 cannot be executed, 127 when it is not in the image.`,
 		SilenceErrors:     true,
