@@ -58,6 +58,9 @@ func Dir(ctx context.Context, w *Writer, dir string, o DirOptions) (*Inode, *Dir
 		return nil, nil, &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
 	defer unix.Close(fd)
+	if !o.NoXattrs && unix.Access(procFD, unix.F_OK) != nil {
+		return nil, nil, errors.New("pack: /proc is not mounted, and attributes of links are read by way of it")
+	}
 	d := newDirSource(dir, fd, o)
 	root, err := d.pack(ctx, w.Add)
 	if err != nil {

@@ -244,6 +244,30 @@ func TestDirUnreadable(t *testing.T) {
 	}
 }
 
+// What is mounted in the tree.
+func TestDirMounts(t *testing.T) {
+	dir := makeTree(t, map[string]string{"d/hidden": "hidden", "f": "f", "z": "z"})
+	mount := func(source, target, fstype string, flags uintptr, data string) {
+		t.Helper()
+		if err := unix.Mount(source, target, fstype, flags, data); err != nil {
+			t.Skipf("cannot mount: %v", err)
+		}
+		t.Cleanup(func() { unix.Unmount(target, unix.MNT_DETACH) })
+	}
+	mount("tmpfs", filepath.Join(dir, "d"), "tmpfs", 0, "mode=0711")
+	if err := os.WriteFile(filepath.Join(dir, "d/new"), []byte("new"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	mount(filepath.Join(dir, "d/new"), filepath.Join(dir, "f"), "", unix.MS_BIND, "")
+	for one, want := range map[bool]string{false: "d d/new f z", true: "d z"} {
+		var a adder
+		root, rep, err := packDir(t.Context(), &a, dir, DirOptions{OneFileSystem: one})
+		if err != nil || paths(root) != want || one != (rep.Mounts == 2) || root.Entries["d"].Mode != 0o711 {
+			t.Errorf("one file system %v: %v %+v %s", one, err, rep, paths(root))
+		}
+	}
+}
+
 // Files that change while they are packed.
 func TestDirChanges(t *testing.T) {
 	const big = smallFile + 100

@@ -45,7 +45,7 @@ func (d *dirSource) scan(ctx context.Context, root *Inode) error {
 func (d *dirSource) directory(ctx context.Context, path string, st *unix.Stat_t, in *Inode) error {
 	in.Entries = make(map[string]*Inode)
 	d.fill(in, st)
-	entries, err := d.list(path, in, st.Dev != d.dev)
+	entries, err := d.list(path, in)
 	if err != nil {
 		return d.unreadable(path, err)
 	}
@@ -97,11 +97,9 @@ func (d *dirSource) entry(ctx context.Context, path string, e *dirEntry) (*Inode
 		return nil, d.unreadable(path, e.err)
 	case d.o.Leave != nil && d.o.Leave(id.dev, id.ino):
 		return nil, nil
-	case d.o.OneFileSystem && id.dev != d.dev:
+	case d.o.OneFileSystem && !dir && id.dev != d.dev:
 		d.count(&d.report.Mounts, 1)
-		if !dir {
-			return nil, nil
-		}
+		return nil, nil
 	}
 	ino := &Inode{Target: e.target, Xattrs: e.xattrs}
 	if dir {
@@ -187,8 +185,8 @@ func (d *dirSource) open(path string, flags int) (int, error) {
 }
 
 // list reads a directory: its own attributes into in, and if it is not of another file
-// system that is left out, its entries, sorted.
-func (d *dirSource) list(path string, in *Inode, other bool) ([]dirEntry, error) {
+// system that is left out, its entries, sorted. Only what is open is sure to be mounted.
+func (d *dirSource) list(path string, in *Inode) ([]dirEntry, error) {
 	name := path
 	if name == "" {
 		name = "."
@@ -207,7 +205,8 @@ func (d *dirSource) list(path string, in *Inode, other bool) ([]dirEntry, error)
 	if err := d.fileXattrs(fd, in); err != nil {
 		return nil, err
 	}
-	if other && d.o.OneFileSystem {
+	if d.o.OneFileSystem && st.Dev != d.dev {
+		d.count(&d.report.Mounts, 1)
 		return nil, nil
 	}
 	names, err := dir.Readdirnames(-1)
@@ -243,6 +242,9 @@ func (d *dirSource) look(dir int, names []string) []dirEntry {
 	return entries
 }
 
+// procFD has links to what is open.
+const procFD = "/proc/self/fd"
+
 // lookAt fills in an entry of a directory.
 func (d *dirSource) lookAt(dir int, e *dirEntry) (err error) {
 	if err := unix.Fstatat(dir, e.name, &e.st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
@@ -261,7 +263,7 @@ func (d *dirSource) lookAt(dir int, e *dirEntry) (err error) {
 	}
 	// These cannot be opened, and a descriptor with O_PATH gives no attributes (EBADF).
 	// The link in /proc leads to this very directory, wherever it is now.
-	path := "/proc/self/fd/" + strconv.Itoa(dir) + "/" + e.name
+	path := procFD + "/" + strconv.Itoa(dir) + "/" + e.name
 	e.xattrs, e.lost, err = readXattrs(
 		func(buf []byte) (int, error) { return unix.Llistxattr(path, buf) },
 		func(name string, buf []byte) (int, error) { return unix.Lgetxattr(path, name, buf) })
