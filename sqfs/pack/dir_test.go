@@ -283,7 +283,9 @@ func TestDirChanges(t *testing.T) {
 		{"vanishes", os.Remove, "a", 0},
 		{"link", func(path string) error { return errors.Join(os.Remove(path), os.Symlink("/etc/passwd", path)) }, "a", 0},
 		{"fifo", func(path string) error { return errors.Join(os.Remove(path), unix.Mkfifo(path, 0o644)) }, "a", 0},
-		{"other", func(path string) error { return errors.Join(os.WriteFile(path+".new", []byte("new"), 0o644), os.Rename(path+".new", path)) }, "a z", 3},
+		{"other", func(path string) error {
+			return errors.Join(os.WriteFile(path+".new", []byte("new"), 0o644), os.Rename(path+".new", path))
+		}, "a z", 3},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := makeTree(t, map[string]string{"a": "a", "z": long})
