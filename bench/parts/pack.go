@@ -82,7 +82,7 @@ func pack(ctx context.Context, args []string) error {
 		return err
 	}
 	defer func() { _ = runTool(exec.Command("rm", "-rf", b.work)) }() // trees have directories without permissions
-	if err := b.prepare(ctx); err != nil {
+	if err = b.prepare(ctx); err != nil {
 		return err
 	}
 	rep := packReport{Machine: bench.ThisMachine().String(), Rounds: b.rounds}
@@ -91,9 +91,9 @@ func pack(ctx context.Context, args []string) error {
 			continue
 		}
 		fmt.Fprintln(os.Stderr, c.name)
-		res, err := b.measure(ctx, c)
-		if err != nil {
-			return errors.Join(fmt.Errorf("%s: %w", c.name, err), rep.print(os.Stdout))
+		res, merr := b.measure(ctx, c)
+		if merr != nil {
+			return errors.Join(fmt.Errorf("%s: %w", c.name, merr), rep.print(os.Stdout))
 		}
 		rep.Results = append(rep.Results, res)
 	}
@@ -123,8 +123,9 @@ func (b *packBench) prepare(ctx context.Context) (err error) {
 	}
 	if b.tree == "" {
 		b.tree = filepath.Join(b.work, "tree")
-		if out, err := bench.RunProgram(ctx, b.limit, b.squire, "extract", "-q", "-d", b.tree, b.image); err != nil {
-			return fmt.Errorf("extract: %w %s", err, out)
+		out, xerr := bench.RunProgram(ctx, b.limit, b.squire, "extract", "-q", "-d", b.tree, b.image)
+		if xerr != nil {
+			return fmt.Errorf("extract: %w %s", xerr, out)
 		}
 	}
 	b.want, err = describeTree(b.tree)
@@ -163,7 +164,7 @@ func (b *packBench) measure(ctx context.Context, c packCase) (packResult, error)
 				return res, err
 			}
 			if round < 0 {
-				if err := b.verify(image); err != nil {
+				if err = b.verify(image); err != nil {
 					return res, fmt.Errorf("%s: %w", res.Runs[k].Name, err)
 				}
 			} else {

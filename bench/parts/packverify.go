@@ -25,7 +25,7 @@ func describeTree(dir string) (map[string]string, error) {
 			return err
 		}
 		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err != nil {
+		if err = unix.Lstat(path, &st); err != nil {
 			return err
 		}
 		name, err := filepath.Rel(dir, path)
@@ -115,8 +115,8 @@ func describeInode(img *sqfs.Image, ino *sqfs.Inode) (content string, err error)
 		content = string(link)
 	case sqfs.TypeFile:
 		content, err = hashOf(func() (io.ReadCloser, error) {
-			f, err := img.File(ino)
-			return io.NopCloser(io.NewSectionReader(&f, 0, ino.Size)), err
+			f, ferr := img.File(ino)
+			return io.NopCloser(io.NewSectionReader(&f, 0, ino.Size)), ferr
 		})
 	case sqfs.TypeBlock, sqfs.TypeChar:
 		content = fmt.Sprint(ino.Rdev>>8&0xfff, ino.Rdev&0xff|ino.Rdev>>12&0xfff00)

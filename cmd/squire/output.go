@@ -114,7 +114,7 @@ func (o *output) File() *os.File { return o.file }
 // is reports whether a file is this one, or the one that it is to replace.
 func (o *output) is(dev, ino uint64) bool {
 	var st unix.Stat_t
-	same := func(err error) bool { return err == nil && uint64(st.Dev) == dev && st.Ino == ino }
+	same := func(err error) bool { return err == nil && st.Dev == dev && st.Ino == ino }
 	return same(unix.Fstat(int(o.file.Fd()), &st)) ||
 		same(unix.Fstatat(o.fd(), o.name, &st, unix.AT_SYMLINK_NOFOLLOW))
 }

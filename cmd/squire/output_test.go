@@ -73,7 +73,7 @@ func TestOutput(t *testing.T) {
 			t.Fatalf("it is there before its time: %v", err)
 		}
 		var st unix.Stat_t
-		if err := unix.Fstat(int(o.File().Fd()), &st); err != nil || !o.is(uint64(st.Dev), st.Ino) || o.is(uint64(st.Dev), st.Ino+1) {
+		if err := unix.Fstat(int(o.File().Fd()), &st); err != nil || !o.is(st.Dev, st.Ino) || o.is(st.Dev, st.Ino+1) {
 			t.Errorf("it is not itself: %v", err)
 		}
 		if err := o.commit(); err != nil {

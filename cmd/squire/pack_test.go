@@ -129,7 +129,7 @@ func TestPackJSON(t *testing.T) {
 			t.Fatalf("%v %s", err, says)
 		}
 		var sum packSummary
-		if err := json.Unmarshal([]byte(out), &sum); err != nil {
+		if err = json.Unmarshal([]byte(out), &sum); err != nil {
 			t.Fatal(err)
 		}
 		if sum.Files != 8 || sum.Inodes != 15 || sum.Bytes < 1000 || sum.FileBytes < 300_000 || sum.ProblemCount != 0 || sum.Compression != "gzip" || sum.BlockSize != 64<<10 {

@@ -290,8 +290,10 @@ func testPackInput(t *testing.T, l *lab) {
 	p := &packLab{l, user{}, l.mkdir(t, user{}), "/"}
 	t.Cleanup(func() { os.RemoveAll(p.dir) })
 	image := p.at("image")
-	for _, script := range []string{`"$0" pack - "$1" <&-`, `"$0" pack - "$1" </dev/null`, `head -c 100000 /dev/urandom | "$0" pack - "$1"`,
-		`tar -c /etc/passwd 2>/dev/null | head -c 700 | "$0" pack - "$1"`} {
+	for _, script := range []string{
+		`"$0" pack - "$1" <&-`, `"$0" pack - "$1" </dev/null`, `head -c 100000 /dev/urandom | "$0" pack - "$1"`,
+		`tar -c /etc/passwd 2>/dev/null | head -c 700 | "$0" pack - "$1"`,
+	} {
 		wantError(t, l, p.run(t, p.who, "sh", "-c", script, l.squire, image), 125, "standard input")
 	}
 	r, w, err := os.Pipe()
@@ -305,7 +307,7 @@ func testPackInput(t *testing.T, l *lab) {
 	cmd.Stdin = r
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
-	if err := cmd.Start(); err != nil {
+	if err = cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	r.Close()

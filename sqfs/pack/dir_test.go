@@ -40,7 +40,7 @@ func (a *adder) add(r io.Reader) (*Data, error) {
 		buf := make([]byte, 10000)
 		n, err := r.Read(buf)
 		all = append(all, buf[:n]...)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
@@ -330,11 +330,11 @@ func TestDirChangesWhileRead(t *testing.T) {
 		d := newDirSource(dir, fd, DirOptions{})
 		a.contents = make(map[*Data][]byte)
 		root, err := d.pack(t.Context(), func(r io.Reader) (*Data, error) {
-			if _, err := io.ReadFull(r, make([]byte, 10)); err != nil {
-				return nil, err
+			if _, rerr := io.ReadFull(r, make([]byte, 10)); rerr != nil {
+				return nil, rerr
 			}
-			if err := os.Truncate(filepath.Join(dir, "z"), size); err != nil {
-				return nil, err
+			if terr := os.Truncate(filepath.Join(dir, "z"), size); terr != nil {
+				return nil, terr
 			}
 			return a.add(r)
 		})
@@ -392,12 +392,12 @@ func TestDirDeep(t *testing.T) {
 	const depth = 60
 	name := strings.Repeat("n", 200)
 	for range depth {
-		if err := unix.Mkdirat(fd, name, 0o755); err != nil {
+		if err = unix.Mkdirat(fd, name, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		down, err := unix.Openat(fd, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			t.Fatal(err)
+		down, oerr := unix.Openat(fd, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if oerr != nil {
+			t.Fatal(oerr)
 		}
 		unix.Close(fd)
 		fd = down

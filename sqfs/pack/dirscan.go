@@ -198,11 +198,11 @@ func (d *dirSource) list(path string, in *Inode) ([]dirEntry, error) {
 	dir := os.NewFile(uintptr(fd), path)
 	defer dir.Close()
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	if err = unix.Fstat(fd, &st); err != nil {
 		return nil, fmt.Errorf("stat: %w", err)
 	}
 	d.fill(in, &st)
-	if err := d.fileXattrs(fd, in); err != nil {
+	if err = d.fileXattrs(fd, in); err != nil {
 		return nil, err
 	}
 	if d.o.OneFileSystem && st.Dev != d.dev {
@@ -247,7 +247,7 @@ const procFD = "/proc/self/fd"
 
 // lookAt fills in an entry of a directory.
 func (d *dirSource) lookAt(dir int, e *dirEntry) (err error) {
-	if err := unix.Fstatat(dir, e.name, &e.st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err = unix.Fstatat(dir, e.name, &e.st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("stat: %w", err)
 	}
 	switch e.st.Mode & unix.S_IFMT {
