@@ -33,16 +33,27 @@ type builder struct {
 	sources map[int]int // index of op -> detached copy of the mounts at its source
 	rootDir string      // the root so far: imageDir or layerDir
 	root    int         // O_PATH descriptor of rootDir, -1 before there is one
+	image   string      // its name, for messages
+	ask     ConfigFunc  // may be nil
+	config  *Config     // of the image; there is one since OpPivot
+	workdir string      // where OpChdir went
+}
+
+func newBuilder(o *order, mount MountFunc, ask ConfigFunc, files []*os.File) *builder {
+	return &builder{ops: o.Ops, mount: mount, files: files, sources: map[int]int{}, root: -1, image: o.Spec.Image, ask: ask}
 }
 
 // apply carries out every operation but OpExec, in order. It leaves the
 // process inside the new root. On error the caller exits: the mount namespace
 // and everything in it go with the process.
-func apply(ops []Op, mount MountFunc, files []*os.File) error {
+func (b *builder) apply() error {
 	// The caller's umask is for the command's files, not for its root.
 	defer unix.Umask(unix.Umask(0))
-	b := &builder{ops: ops, mount: mount, files: files, sources: map[int]int{}, root: -1}
-	for i, op := range ops {
+	for i, op := range b.ops {
+		if op.Do == OpChdir {
+			op = b.config.chdir(op)
+			b.workdir = op.Target
+		}
 		if op.Do == OpExec {
 			break
 		}
@@ -97,7 +108,11 @@ func (b *builder) do(i int, op Op) error {
 	case OpSeal:
 		return b.seal()
 	case OpPivot:
-		return b.pivot()
+		if err := b.pivot(); err != nil {
+			return err
+		}
+		b.config = readConfig(b.ask, b.image)
+		return nil
 	case OpChdir:
 		return chdir(op.Target)
 	case OpDrop:

@@ -19,8 +19,9 @@ var localeNames = []string{"LANG", "LANGUAGE", "LC_ALL"}
 // variables without its locale, overwritten by the image's, except the names
 // in s.KeepEnv; then s.SetEnv. PATH always is the image's or DefaultPath, as
 // the host's names directories that the image need not have.
-// The result is ordered as first seen and holds each name once.
-func environment(s *Spec, image []string) []string {
+// The result is ordered as first seen and holds each name once. dir is the working
+// directory.
+func environment(s *Spec, image []string, dir string) []string {
 	var e envList
 	keep := func(name string) bool { return slices.Contains(s.KeepEnv, name) }
 	for _, kv := range s.Environ {
@@ -40,7 +41,7 @@ func environment(s *Spec, image []string) []string {
 		}
 	}
 	// These are of the host's directories.
-	e.set("PWD=" + workdir(s))
+	e.set("PWD=" + dir)
 	e.unset("OLDPWD")
 	e.torchRank()
 	for _, kv := range s.SetEnv {

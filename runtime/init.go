@@ -42,6 +42,7 @@ func (o *order) Fields(c *wire.Coder) {
 	wire.String(c, &s.Image)
 	wire.String(c, &s.Dir)
 	c.Strings(&s.Command)
+	c.Bool(&s.Entrypoint)
 	wire.String(c, &s.Workdir)
 	wire.Slice(c, &s.Mounts, func(c *wire.Coder, m *Mount) {
 		wire.String(c, &m.Source)
@@ -79,7 +80,8 @@ func SetName(name string) {
 // Init is the init stage: it takes the order from the runner, carries it out,
 // and returns the exit status for this process. The arguments after argv[0]
 // are descriptor numbers: the runner's socket, then the files for mount.
-func Init(mount MountFunc) int {
+// config may be nil.
+func Init(mount MountFunc, config ConfigFunc) int {
 	// Pdeathsig is sent when the thread that forked ends, not the process.
 	goruntime.LockOSThread()
 	SetName(InitName)
@@ -97,10 +99,13 @@ func Init(mount MountFunc) int {
 	}
 	t := &task{pidfd: -1}
 	go t.dieWith(runner)
-	if err := apply(o.Ops, mount, files[1:1+o.Files]); err != nil {
+	b := newBuilder(&o, mount, config, files[1:1+o.Files])
+	if err := b.apply(); err != nil {
 		return fail(ExitFailed, explain(err, &o.Spec))
 	}
-	return t.run(&o, runner)
+	argv := b.config.command(o.Ops[len(o.Ops)-1])
+	env := environment(&o.Spec, b.config.environ(), b.workdir)
+	return t.run(&o, argv, env, runner)
 }
 
 // task is the command, for the goroutine that starts it and the one that
@@ -111,12 +116,10 @@ type task struct {
 }
 
 // run starts the command, waits for it, and ends what it left behind.
-func (t *task) run(o *order, runner *os.File) int {
+func (t *task) run(o *order, argv, env []string, runner *os.File) int {
 	if err := becomeSubreaper(); err != nil {
 		return fail(ExitFailed, err)
 	}
-	argv := o.Ops[len(o.Ops)-1].Args
-	env := environment(&o.Spec, imageEnvironment())
 	pid, err := t.start(argv, env, o.Group)
 	if err != nil {
 		code := ExitNoExec
@@ -265,26 +268,6 @@ func (t *task) signal(sig unix.Signal) {
 	}
 }
 
-// imageEnvironment reads the variables that the image sets for its programs,
-// as enroot keeps them. It is the image's file: only a plain, small one counts.
-func imageEnvironment() []string {
-	const limit = 1 << 20
-	f, err := os.OpenFile("/etc/environment", os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil || !fi.Mode().IsRegular() || fi.Size() > limit {
-		return nil
-	}
-	text, err := io.ReadAll(io.LimitReader(f, limit))
-	if err != nil {
-		return nil
-	}
-	return parseEnvironment(text)
-}
-
 func initFiles(args []string) ([]*os.File, error) {
 	if len(args) == 0 {
 		return nil, errors.New("this name is for squire's own use; call it squire")
@@ -309,7 +292,11 @@ func explain(err error, s *Spec) error {
 	}
 	switch {
 	case op.Op.Do == OpChdir && errors.Is(err, os.ErrNotExist):
-		return fmt.Errorf("working directory %s: not in %s", op.Op.Target, s.Image)
+		hint := ""
+		if s.Workdir == "" {
+			hint = ", whose configuration names it; --workdir chooses another"
+		}
+		return fmt.Errorf("working directory %s: not in %s%s", op.Op.Target, s.Image, hint)
 	case errors.Is(err, unix.EOVERFLOW):
 		// overlayfs cannot copy up what belongs to an id without a mapping.
 		return fmt.Errorf("%w; %s has directories of other users, which cannot be added to", err, s.Image)

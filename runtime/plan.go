@@ -34,6 +34,9 @@ type Op struct {
 	Target string `json:"target,omitempty"`
 	// Flags are words of mountFlags for bind, where "nofail" says that the
 	// source may be missing; options of the file system for tmpfs and devpts.
+	// "unless-configured" is for chdir and exec: the image's Config, which is not
+	// known before the pivot, may say something else. "after-entrypoint" is for
+	// exec: the entrypoint in the Config comes before Args.
 	Flags []string `json:"flags,omitempty"`
 	// Args is the command of OpExec. For an OpLayer flagged "when-missing" it
 	// lists the targets of which at least one must be missing from the image
@@ -82,19 +85,31 @@ func Plan(s *Spec, h *Host) ([]Op, error) {
 	if !s.Writable {
 		ops = append(ops, Op{Do: OpSeal})
 	}
-	command := s.Command
-	if len(command) == 0 {
-		command = []string{"/bin/sh"}
-	}
-	return append(ops,
-		Op{Do: OpPivot},
-		Op{Do: OpChdir, Target: workdir(s)},
-		dropOp(s, h),
-		Op{Do: OpExec, Args: command},
-	), nil
+	return append(ops, Op{Do: OpPivot}, chdirOp(s), dropOp(s, h), execOp(s)), nil
 }
 
-func workdir(s *Spec) string { return path.Join("/", s.Workdir) }
+func chdirOp(s *Spec) Op {
+	if s.Workdir == "" {
+		return Op{Do: OpChdir, Target: "/", Flags: []string{unlessConfigured}}
+	}
+	return Op{Do: OpChdir, Target: path.Join("/", s.Workdir)}
+}
+
+func execOp(s *Spec) Op {
+	switch {
+	case len(s.Command) == 0: // an entrypoint is run without being asked for
+		return Op{Do: OpExec, Args: []string{"/bin/sh"}, Flags: []string{unlessConfigured}}
+	case s.Entrypoint:
+		return Op{Do: OpExec, Args: s.Command, Flags: []string{afterEntrypoint}}
+	}
+	return Op{Do: OpExec, Args: s.Command}
+}
+
+// Flags of chdir and exec, see Op.
+const (
+	unlessConfigured = "unless-configured"
+	afterEntrypoint  = "after-entrypoint"
+)
 
 func rootOp(s *Spec) Op {
 	if s.Dir != "" {

@@ -38,6 +38,7 @@ func TestPlan(t *testing.T) {
 		{"upper", Spec{Image: "/i.sqsh", Writable: true, Upper: "/scratch/u", RemapRoot: true}, laptop},
 		{"nested", Spec{Image: "/i.sqsh", Writable: true}, nested},
 		{"dir", Spec{Dir: "/srv/root"}, laptop},
+		{"entrypoint", Spec{Image: "/i.sqsh", Command: []string{"--help"}, Entrypoint: true}, laptop},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

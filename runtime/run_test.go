@@ -31,7 +31,7 @@ const (
 func TestMain(m *testing.M) {
 	switch os.Args[0] {
 	case InitName:
-		os.Exit(Init(nil))
+		os.Exit(Init(nil, testConfig))
 	case runnerName:
 		os.Exit(testRunner())
 	}

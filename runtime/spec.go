@@ -17,9 +17,14 @@ type Spec struct {
 	// Dir is a directory to use as root file system. Empty: the MountFunc
 	// given to Init mounts it.
 	Dir string
-	// Command is the program and its arguments. Empty: /bin/sh.
+	// Command is the program and its arguments. Empty: what the image's Config
+	// says, else /bin/sh.
 	Command []string
-	// Workdir is the working directory inside. Empty: "/".
+	// Entrypoint lets the program that the image's Config names run, with Command
+	// as its arguments.
+	Entrypoint bool
+	// Workdir is the working directory inside. Empty: what the image's Config
+	// says, else "/".
 	Workdir string
 	// Mounts are bound on top of the root file system, in this order.
 	Mounts []Mount

@@ -49,7 +49,6 @@ func TestParseMounts(t *testing.T) {
 
 func TestEnvironment(t *testing.T) {
 	s := &Spec{
-		Workdir: "w",
 		Environ: []string{"OLDPWD=/", "A=host", "B=host", "LANG=de_DE", "LC_ALL=de_DE", "PATH=/opt/host/bin", "HOME=/home/u", "SLURM_PROCID=3", "SLURM_LOCALID=1", "EMPTY="},
 		KeepEnv: []string{"B", "LC_ALL"},
 		SetEnv:  []string{"C=set", "D=a=b"},
@@ -59,7 +58,7 @@ func TestEnvironment(t *testing.T) {
 		"A=image", "B=host", "LC_ALL=de_DE", "PATH=" + DefaultPath, "HOME=/home/u", "SLURM_PROCID=3", "SLURM_LOCALID=1", "EMPTY=",
 		"C=set", "PYTORCH_VERSION=2.1", "Q=a b", "E=f", "PWD=/w", "RANK=3", "LOCAL_RANK=1", "D=a=b",
 	}
-	if got := environment(s, image); !reflect.DeepEqual(got, want) {
+	if got := environment(s, image, "/w"); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}
 }
@@ -76,7 +75,7 @@ func TestEnvironmentPath(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := &Spec{Environ: []string{"PATH=/host"}, KeepEnv: tt.keep}
-			if got := environment(s, tt.image); !reflect.DeepEqual(got, []string{tt.want, "PWD=/"}) {
+			if got := environment(s, tt.image, "/"); !reflect.DeepEqual(got, []string{tt.want, "PWD=/"}) {
 				t.Errorf("got %q, want %q", got, tt.want)
 			}
 		})
@@ -86,7 +85,7 @@ func TestEnvironmentPath(t *testing.T) {
 func TestEnvironmentRemappedRoot(t *testing.T) {
 	s := &Spec{RemapRoot: true, Environ: []string{"HOME=/home/u", "USER=u"}, KeepEnv: []string{"USER"}}
 	want := []string{"HOME=/root", "USER=u", "LOGNAME=root", "PATH=" + DefaultPath, "PWD=/"}
-	if got := environment(s, nil); !reflect.DeepEqual(got, want) {
+	if got := environment(s, nil, "/"); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -19,7 +19,7 @@ func main() {
 	// under another name, started by itself.
 	switch os.Args[0] {
 	case runtime.InitName:
-		os.Exit(runtime.Init(mountImage))
+		os.Exit(runtime.Init(mountImage, nil))
 	case serverName:
 		os.Exit(serve())
 	case guardName:
