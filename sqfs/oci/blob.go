@@ -184,18 +184,19 @@ func (r *rawReader) cause(err error) error {
 	return err
 }
 
-// tell sends an event now and then, and at the end. What the cache fetches it tells itself.
+// tell sends an event now and then, and at the end. What came meanwhile the cache tells itself.
 func (r *rawReader) tell(done bool) {
 	f := r.layer.img.o.Event
 	if f == nil || !done && (r.off-r.told < 256<<10 && time.Since(r.when) < 100*time.Millisecond) {
 		return
 	}
-	if r.cached != nil && r.cached.filling() && !done {
-		return
+	came := r.off
+	if r.cached != nil && r.cached.filling() {
+		came = r.cached.there()
 	}
 	r.told, r.when = r.off, time.Now()
 	cached := r.cached != nil && r.cached.whole
-	f(Event{Layer: r.layer.index, Bytes: r.off, Total: r.layer.desc.Size, Done: done, Cached: cached})
+	f(Event{Layer: r.layer.index, Bytes: came, Used: r.off, Total: r.layer.desc.Size, Done: done, Cached: cached})
 }
 
 func (r *rawReader) Close() error {

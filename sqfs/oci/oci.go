@@ -57,7 +57,8 @@ type Options struct {
 // Event tells of progress with a layer.
 type Event struct {
 	Layer   int   // 0 is the lowest; -1: not about a layer
-	Bytes   int64 // read so far, compressed
+	Bytes   int64 // that came so far, compressed
+	Used    int64 // of these: that whoever reads the layer has had; less than before is not news
 	Total   int64 // 0: not known
 	Cached  bool  // comes from the cache
 	Done    bool
@@ -277,6 +278,15 @@ func (i *Image) Size() int64 {
 	return n
 }
 
+// CacheDir is where layers are kept, "" if they are not: there is no room, or they lie on
+// this machine already.
+func (i *Image) CacheDir() string {
+	if i.cache == nil || i.uncached {
+		return ""
+	}
+	return i.cache.dir
+}
+
 // Close lets go of what Open opened, and ends what is still being fetched: what the cache has
 // of it is a beginning for the next time.
 func (i *Image) Close() error {
@@ -293,16 +303,17 @@ func (i *Image) Close() error {
 // Record is what a squashfs image keeps of the container image that it was made from: in
 // the file RecordPath, in JSON.
 type Record struct {
-	Version      int           `json:"version"`                // 1
-	Source       string        `json:"source"`                 // as named, without credentials
-	Digest       string        `json:"digest,omitempty"`       // of the manifest of this platform
-	Index        string        `json:"index_digest,omitempty"` // of the list that it was chosen from
-	ConfigDigest string        `json:"config_digest,omitempty"`
-	Platform     string        `json:"platform,omitempty"` // os/arch[/variant]
-	Created      time.Time     `json:"created,omitzero"`
-	Layers       []RecordLayer `json:"layers,omitempty"` // lowest first
-	Config       Config        `json:"config"`
-	History      []History     `json:"history,omitempty"`
+	Version      int               `json:"version"`                // 1
+	Source       string            `json:"source"`                 // as named, without credentials
+	Digest       string            `json:"digest,omitempty"`       // of the manifest of this platform
+	Index        string            `json:"index_digest,omitempty"` // of the list that it was chosen from
+	ConfigDigest string            `json:"config_digest,omitempty"`
+	Platform     string            `json:"platform,omitempty"` // os/arch[/variant]
+	Created      time.Time         `json:"created,omitzero"`
+	Layers       []RecordLayer     `json:"layers,omitempty"`  // lowest first
+	Options      map[string]string `json:"options,omitempty"` // of the import, which make the image another
+	Config       Config            `json:"config"`
+	History      []History         `json:"history,omitempty"`
 }
 
 // RecordLayer is a layer of a Record.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"path"
 	"slices"
@@ -279,14 +280,21 @@ func (r *Record) fstab() []byte {
 // size is bounded, and what cannot be understood is an error. Of an image that enroot made, it
 // returns what its files say, with Version 0; nothing of them is executed.
 func ReadRecord(img *sqfs.Image) (*Record, error) {
-	body, err := readFile(img, RecordPath)
+	return FindRecord(func(name string) ([]byte, error) { return readFile(img, name) })
+}
+
+// FindRecord is ReadRecord for an image in any form: read returns its files, which are
+// named from the root on and without a slash before, and for one that is not there nil
+// or an error that is [fs.ErrNotExist].
+func FindRecord(read func(name string) ([]byte, error)) (*Record, error) {
+	body, err := orMissing(read(RecordPath))
 	if err != nil {
 		return nil, err
 	}
 	if body != nil {
 		return decodeRecord(body)
 	}
-	rc, err := readFile(img, "etc/rc")
+	rc, err := read("etc/rc")
 	if rc == nil || err != nil {
 		return nil, nil // whatever it is, it is not enroot's
 	}
@@ -294,17 +302,24 @@ func ReadRecord(img *sqfs.Image) (*Record, error) {
 	if r == nil {
 		return nil, nil
 	}
-	env, err := readFile(img, "etc/environment")
+	env, err := orMissing(read("etc/environment"))
 	if err != nil {
 		return nil, err
 	}
-	fstab, err := readFile(img, "etc/fstab")
+	fstab, err := orMissing(read("etc/fstab"))
 	if err != nil {
 		return nil, err
 	}
 	r.Config.Env = parseEnvironment(string(env))
 	r.Config.Volumes = parseVolumes(string(fstab))
 	return r, nil
+}
+
+func orMissing(body []byte, err error) ([]byte, error) {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return body, err
 }
 
 // readFile returns a file of an image, nil if it is not there or no regular file.
