@@ -176,7 +176,7 @@ func serveImage(conn *os.File) error {
 		return errors.New("no device came with the second message")
 	}
 	guard := os.NewFile(guardSocket, "guard")
-	defer guard.Close() // the guard sees the end of the server by it
+	defer goruntime.KeepAlive(guard) // open until this process ends, by which the guard sees that
 	heed(guard, fs)
 	stop := rec.start()
 	err = fs.Serve(devices[0], guarded(devices[0], guard), func() {
