@@ -16,6 +16,7 @@ import (
 
 	"github.com/squirefs/squire/runtime"
 	"github.com/squirefs/squire/sqfs"
+	"github.com/squirefs/squire/sqfs/oci"
 	"github.com/squirefs/squire/sqfs/verify"
 )
 
@@ -35,6 +36,9 @@ type imageInfo struct {
 	Exportable  bool              `json:"exportable"`
 	Flags       []string          `json:"flags"`
 	Superblock  superblockInfo    `json:"superblock"`
+
+	Import      *oci.Record `json:"import,omitempty"` // what the image was made from, if that was noted in it
+	ImportError string      `json:"import_error,omitempty"`
 
 	Contents *contentsInfo `json:"contents,omitempty"` // missing if the image cannot be opened
 	Data     *blocksInfo   `json:"data_blocks,omitempty"`
@@ -129,7 +133,8 @@ func inspectCommand() *cobra.Command {
 		Use:   "inspect [flags] IMAGE",
 		Short: "Show what an image is, and whether it is sound",
 		Long: `Show the superblock of an image, what it contains and how well it is compressed.
-For this the tree is walked, but no file is read.
+For this the tree is walked, but no file is read. Of an image that "squire import" or
+enroot made, it is told what it was made from, and how that wants to be run.
 
 With --verify every block of the image is expanded once, and what is damaged is
 listed: the path, or the first of several, the inode, the block of the file, the
@@ -167,6 +172,9 @@ func (o *inspectOptions) run(c *cobra.Command, name string) error {
 	defer done()
 	info.describe(img.Superblock())
 	info.options, _ = img.CompressorOptions() // nothing depends on them
+	if info.Import, err = oci.ReadRecord(img); err != nil {
+		info.ImportError = err.Error()
+	}
 	ctx, stop := untilSignal(c.Context())
 	defer stop()
 	if err := o.look(ctx, c, img, &info); err != nil {
@@ -342,6 +350,11 @@ func (i *imageInfo) print(w io.Writer) error {
 	if i.Contents != nil {
 		i.Contents.print(row)
 		i.printData(row)
+	}
+	if i.Import != nil {
+		printRecord(i.Import, row)
+	} else if i.ImportError != "" {
+		row("Imported from", "cannot be told: "+runtime.OneLine(errors.New(i.ImportError)))
 	}
 	if err := t.Flush(); err != nil {
 		return err

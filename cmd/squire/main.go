@@ -19,7 +19,7 @@ func main() {
 	// under another name, started by itself.
 	switch os.Args[0] {
 	case runtime.InitName:
-		os.Exit(runtime.Init(mountImage, nil))
+		os.Exit(runtime.Init(mountImage, imageConfig))
 	case serverName:
 		os.Exit(serve())
 	case guardName:

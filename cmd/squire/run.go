@@ -21,6 +21,7 @@ type runOptions struct {
 	writable  string
 	readonly  bool
 	workdir   string
+	entry     bool
 	keepEnv   []string
 	setEnv    []string
 	remapRoot bool
@@ -42,15 +43,20 @@ func runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [flags] IMAGE [--] [COMMAND [ARG...]]",
 		Short: "Run a command inside an image",
-		Long: `Run COMMAND (default /bin/sh) with IMAGE, a squashfs file or a directory, as its
-root file system.
+		Long: `Run COMMAND with IMAGE, a squashfs file or a directory, as its root file system.
+
+Without COMMAND what the image was made for runs: the entrypoint and command of
+the container image that "squire import" or enroot made it from, or /bin/sh. With
+--entrypoint the entrypoint runs with COMMAND as its arguments. The container
+image's working directory is used unless --workdir names another. Its user is
+not: a container here has the one user who started it.
 
 The container has the host's processes, network, IPC, /dev/shm and /tmp, and a
 /dev, /etc/hosts and /etc/resolv.conf made from the host's. The image is
 read-only unless --writable is given.
 
-The environment is the caller's without its locale, overwritten by the image's
-/etc/environment; PATH is the image's, PWD the working directory. HOME, TMPDIR
+The environment is the caller's without its locale, overwritten by the container
+image's, else by /etc/environment; PATH is the image's, PWD the working directory. HOME, TMPDIR
 and the like arrive as they are: bind their directories where they are needed.
 
 --mounts binds SRC of the host on DST, which is made if it is missing. SRC is a
@@ -93,7 +99,8 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	f.StringVar(&o.writable, "writable", "", "put a writable layer over the image, in memory or in a directory of yours that keeps it: --writable=DIR")
 	f.Lookup("writable").NoOptDefVal = writableTmpfs
 	f.BoolVar(&o.readonly, "readonly", false, "keep the root file system read-only (the default)")
-	f.StringVar(&o.workdir, "workdir", "", `working directory inside (default "/")`)
+	f.StringVar(&o.workdir, "workdir", "", `working directory inside (default: the container image's, or "/")`)
+	f.BoolVar(&o.entry, "entrypoint", false, "run the container image's entrypoint, with the command as its arguments")
 	f.StringSliceVar(&o.keepEnv, "env", nil, "variables whose host value wins over the image's: NAME[,...]")
 	f.StringArrayVar(&o.setEnv, "set-env", nil, "set a variable inside: NAME=VALUE")
 	f.BoolVar(&o.remapRoot, "remap-root", false, "appear as root inside")
@@ -171,7 +178,7 @@ func (o *runOptions) run(c *cobra.Command, image string, command []string) error
 // spec makes the runtime's Spec from the flags and this process.
 func (o *runOptions) spec(image string, command []string) (*runtime.Spec, error) {
 	s := &runtime.Spec{
-		Image: image, Command: command, Workdir: o.workdir, RemapRoot: o.remapRoot,
+		Image: image, Command: command, Entrypoint: o.entry, Workdir: o.workdir, RemapRoot: o.remapRoot,
 		Environ: os.Environ(), KeepEnv: o.keepEnv, SetEnv: o.setEnv,
 	}
 	if fi, err := os.Stat(image); err == nil && fi.IsDir() {
