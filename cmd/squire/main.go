@@ -78,7 +78,8 @@ cannot be executed, 127 when it is not in the image.`,
 		SuggestionsMinimumDistance: 2,
 	}
 	cmd.AddCommand(runCommand(), mountCommand(), umountCommand(),
-		inspectCommand(), lsCommand(), catCommand(), extractCommand(), packCommand(), traceCommand(), benchCommand(), versionCommand(), manCommand())
+		importCommand(), packCommand(), inspectCommand(), lsCommand(), catCommand(), extractCommand(),
+		traceCommand(), benchCommand(), versionCommand(), manCommand())
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see %q", err, c.CommandPath()+" --help")
 	})

@@ -20,6 +20,7 @@ import (
 type archive struct {
 	name   string
 	opened bool
+	read   func(n int) // is told of bytes that were read; may be nil
 }
 
 // Name returns the name of the file.
@@ -42,7 +43,7 @@ func (a *archive) Open(ctx context.Context) (io.ReadCloser, error) {
 		return nil, errors.New("standard input: cannot be read twice, as this archive needs it: pack it from a file")
 	}
 	a.opened = true
-	from := &polledFile{ctx: ctx, f: f}
+	from := &polledFile{ctx: ctx, f: f, told: a.read}
 	tar, err := layer.Expand(from)
 	if err == nil && from.n == 0 {
 		err = errors.New("is empty") // as when the program before a pipe fails
@@ -64,9 +65,10 @@ func (a *archiveReader) Close() error { return errors.Join(a.ReadCloser.Close(),
 
 // polledFile is a file whose Read ends with a context, as reading a pipe does not.
 type polledFile struct {
-	ctx context.Context
-	f   *os.File
-	n   int64 // bytes that were read
+	ctx  context.Context
+	f    *os.File
+	n    int64       // bytes that were read
+	told func(n int) // may be nil
 }
 
 // Read waits until there is something to read, and looks at the context meanwhile.
@@ -81,6 +83,9 @@ func (p *polledFile) Read(b []byte) (int, error) {
 		if err != nil && !errors.Is(err, unix.EINTR) || ready > 0 {
 			n, err := p.f.Read(b) // regular files are always ready; others say what is wrong
 			p.n += int64(n)
+			if p.told != nil {
+				p.told(n)
+			}
 			return n, err
 		}
 	}
