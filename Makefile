@@ -102,7 +102,7 @@ bench-pack: rootfs build ## compare squire pack with mksquashfs: BENCHFLAGS='-ro
 	@testdata/deps.sh mksquashfs || [ "$$(id -u)" != 0 ]
 	@go run ./bench/parts pack -squire bin/squire -image "$(IMAGE)" $(BENCHFLAGS)
 
-demo: build ## make a small image and run a command in it
+demo: build ## make a small image, import another, and run commands in them
 	@testdata/demo.sh bin/squire
 
 # Without root what is missing is named, and the tests that need it are skipped.

@@ -1,25 +1,22 @@
 #!/bin/sh
-# demo.sh - make a small image and run a command in it, to see squire at work.
+# demo.sh - make a small image, import a container image, and run commands in them, to see squire at work.
 #
 #   usage: demo.sh SQUIRE         (the binary)
 #
-# Everything happens in a temporary directory, which is removed at the end. It needs mksquashfs to make the image. Run
-# as root, it shows an ordinary user's run as well.
+# Everything happens in a temporary directory, which is removed at the end. Run as root, it shows an ordinary user's run
+# as well.
 set -eu
 export LC_ALL=C
 
 here=$(cd "$(dirname "$0")" && pwd)
 squire=${1:?usage: demo.sh SQUIRE}
 
-"$here/deps.sh" mksquashfs
-PATH=$PATH:/usr/sbin:/sbin
-
 work=$(mktemp -d)
 trap 'rm -rf --one-file-system "$work"' EXIT
 trap 'exit 130' HUP INT TERM
 chmod 0755 "$work" # an ordinary user reads the binary and the image below
 cp "$squire" "$work/squire"
-export SQUIRE_CACHE_DIR="$work/cache" # traces of the demo's image are of no use later
+export SQUIRE_CACHE_DIR="$work/cache" # traces of the demo's images are of no use later
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 [ -t 1 ] || say() { printf '\n== %s\n' "$*"; }
@@ -48,15 +45,16 @@ if [ -n "$busybox" ] && ! ldd "$busybox" >/dev/null 2>&1; then
 	for applet in sh cat echo id ls uname; do ln -s busybox "$root/bin/$applet"; done
 	# shellcheck disable=SC2016 # for the shell in the image
 	set -- /bin/sh -c 'echo "hello from inside the image, as user $(id -u)"; echo "kernel: $(uname -sr)"; cat /etc/motd; ls /'
+	# shellcheck disable=SC2016
+	start='"/bin/sh", "-c", "echo hello from $PWD, $GREETING; cat /etc/motd"'
 else
 	(cd "$here/.." && CGO_ENABLED=0 go build -trimpath -o "$root/bin/demo" ./testdata/demo)
 	set -- /bin/demo
+	start='"/bin/demo"'
 fi
-mksquashfs "$root" "$work/demo.sqsh" -all-root -noappend -no-progress -quiet >/dev/null
-chmod 0644 "$work/demo.sqsh"
-rm -rf "$root"
 cd "$work"
 PATH=$work:$PATH
+show squire pack --all-root root demo.sqsh
 
 say "What is in the image"
 show squire inspect demo.sqsh
@@ -70,4 +68,19 @@ if [ "$(id -u)" = 0 ]; then
 	show setpriv --reuid 12345 --regid 12345 --clear-groups squire run --stats demo.sqsh -- "$@"
 fi
 
-say "The image has $(stat -c %s demo.sqsh) bytes; the line of --stats above says how many of them were read"
+say "A container image, as \"docker save\" writes it: what it says about how it is run is kept"
+tar -C root -cf layer.tar .
+layer=$(sha256sum <layer.tar | cut -d ' ' -f 1)
+arch=$(uname -m | sed -e s/x86_64/amd64/ -e s/aarch64/arm64/)
+cat >config.json <<EOF
+{"os": "linux", "architecture": "$arch", "created": "2024-01-01T00:00:00Z",
+ "config": {"Cmd": [$start], "Env": ["GREETING=as the image says"], "WorkingDir": "/data"},
+ "rootfs": {"type": "layers", "diff_ids": ["sha256:$layer"]}}
+EOF
+echo '[{"Config": "config.json", "RepoTags": ["demo:1"], "Layers": ["layer.tar"]}]' >manifest.json
+tar -cf demo.tar manifest.json config.json layer.tar
+show squire import docker-archive:demo.tar -o imported.sqsh
+show squire run imported.sqsh
+show squire import docker-archive:demo.tar -o imported.sqsh
+
+say "The first image has $(stat -c %s demo.sqsh) bytes; the line of --stats above says how many of them were read"
