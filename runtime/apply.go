@@ -84,6 +84,13 @@ func (e *OpError) Unwrap() error { return e.Err }
 
 func (b *builder) do(i int, op Op) error {
 	switch op.Do {
+	case OpUnshare:
+		if slices.Contains(op.Args, "net") {
+			return loopback()
+		}
+		return nil
+	case OpHostname:
+		return unix.Sethostname([]byte(op.Target))
 	case OpIsolate:
 		return unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, "")
 	case OpScaffold:
@@ -99,10 +106,10 @@ func (b *builder) do(i int, op Op) error {
 		return b.layer(i, op)
 	case OpBind:
 		return b.bind(i, op)
-	case OpTmpfs:
-		return b.newFS("tmpfs", op)
-	case OpDevpts:
-		return b.newFS("devpts", op)
+	case OpTmpfs, OpDevpts:
+		return b.newFS(op)
+	case OpProc, OpSysfs, OpMqueue, OpCgroup:
+		return b.newOrHosts(i, op)
 	case OpSymlink:
 		return symlinkIn(b.root, op.Source, op.Target)
 	case OpSeal:
@@ -127,8 +134,7 @@ func (b *builder) do(i int, op Op) error {
 // shared, and what is mounted on it would appear on the host.
 func (b *builder) scaffold() error {
 	for i, op := range b.ops {
-		upper := op.Do == OpLayer && op.Source != "tmpfs"
-		if op.Do != OpBind && op.Do != OpDir && !upper {
+		if !hasSource(op) {
 			continue
 		}
 		fd, err := openTree(op)
@@ -149,6 +155,18 @@ func (b *builder) scaffold() error {
 		}
 	}
 	return nil
+}
+
+// hasSource reports whether op needs its Source of the host, if only when the
+// kernel makes no new file system.
+func hasSource(op Op) bool {
+	switch op.Do {
+	case OpBind, OpDir, OpProc, OpSysfs, OpCgroup:
+		return true
+	case OpLayer:
+		return op.Source != "tmpfs"
+	}
+	return false
 }
 
 // openTree returns a detached copy of the mounts at op.Source.
@@ -256,15 +274,31 @@ func (b *builder) bind(i int, op Op) error {
 	return attach(src, dst, "")
 }
 
+// newOrHosts mounts a new file system, or what the host has where that is refused.
+func (b *builder) newOrHosts(i int, op Op) error {
+	err := b.newFS(op)
+	if refused(err) {
+		return b.bind(i, op)
+	}
+	if fd, ok := b.sources[i]; ok {
+		unix.Close(fd)
+	}
+	return err
+}
+
+// mountAttrs are the words that set an attribute of a mount.
+var mountAttrs = map[string]int{
+	"ro": unix.MOUNT_ATTR_RDONLY, "nosuid": unix.MOUNT_ATTR_NOSUID, "nodev": unix.MOUNT_ATTR_NODEV, "noexec": unix.MOUNT_ATTR_NOEXEC,
+}
+
 // bindAttr translates words of mountFlags. Everything applies to all mounts
 // below the source as well, unless "bind" asks for the one mount alone: a
 // read-only bind whose sub-mounts stay writable is never what is meant.
 func bindAttr(flags []string) (attr unix.MountAttr, recursive uint) {
 	recursive = unix.AT_RECURSIVE
-	set := map[string]uint64{"ro": unix.MOUNT_ATTR_RDONLY, "nosuid": unix.MOUNT_ATTR_NOSUID, "nodev": unix.MOUNT_ATTR_NODEV, "noexec": unix.MOUNT_ATTR_NOEXEC}
 	propagation := map[string]uint64{"private": unix.MS_PRIVATE, "slave": unix.MS_SLAVE, "shared": unix.MS_SHARED, "unbindable": unix.MS_UNBINDABLE}
 	for _, f := range flags {
-		attr.Attr_set |= set[f]
+		attr.Attr_set |= uint64(mountAttrs[f])
 		if p, ok := propagation[strings.TrimPrefix(f, "r")]; ok {
 			attr.Propagation = p
 		}
@@ -275,23 +309,22 @@ func bindAttr(flags []string) (attr unix.MountAttr, recursive uint) {
 	return attr, recursive
 }
 
-// newFS mounts a new file system of the given type at op.Target. Words of
+// newFS mounts a new file system, whose type is that of op, at op.Target. Words of
 // op.Flags that are attributes of a mount are set on it, others are given to
 // the file system.
-func (b *builder) newFS(fstype string, op Op) error {
-	fs, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
+func (b *builder) newFS(op Op) error {
+	fs, err := unix.Fsopen(string(op.Do), unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fs)
-	var attrs int
+	attrs := 0
 	for _, w := range op.Flags {
 		key, value, hasValue := strings.Cut(w, "=")
+		attr, isAttr := mountAttrs[w]
 		switch {
-		case w == "nosuid":
-			attrs |= unix.MOUNT_ATTR_NOSUID
-		case w == "noexec":
-			attrs |= unix.MOUNT_ATTR_NOEXEC
+		case isAttr:
+			attrs |= attr
 		case hasValue:
 			err = unix.FsconfigSetString(fs, key, value)
 		default:

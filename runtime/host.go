@@ -30,7 +30,11 @@ type Host struct {
 // Has reports whether an optional path exists on the host.
 func (h *Host) Has(p string) bool { return slices.Contains(h.Present, p) }
 
-var optionalPaths = []string{"/etc/resolv.conf", "/etc/hosts", "/dev/shm", "/dev/mqueue", "/dev/hugepages"}
+// cgroup2File is there where the host has control groups in their second version,
+// and in no other (cgroups(7)).
+const cgroup2File = "/sys/fs/cgroup/cgroup.controllers"
+
+var optionalPaths = []string{"/etc/resolv.conf", "/etc/hosts", "/dev/shm", "/dev/mqueue", "/dev/hugepages", cgroup2File}
 
 // deviceNodes are harmless nodes that programs expect, and those of
 // accelerators and RDMA adapters; the kernel and Slurm's device cgroup decide
@@ -98,9 +102,15 @@ func namespaceHint() string {
 		{"/proc/sys/kernel/unprivileged_userns_clone", "0", "ordinary users may not make user namespaces (kernel.unprivileged_userns_clone=0); ask the administrator to set it to 1"},
 		{"/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "AppArmor keeps ordinary users from user namespaces (kernel.apparmor_restrict_unprivileged_userns=1); ask the administrator for a profile that allows squire \"userns,\""},
 	} {
-		if b, err := os.ReadFile(s.file); err == nil && strings.TrimSpace(string(b)) == s.bad {
+		if readSysctl(s.file) == s.bad {
 			return s.hint
 		}
 	}
 	return "user namespaces may be exhausted or forbidden here (sysctl user.max_user_namespaces, security modules, a chroot, an id without a mapping)"
+}
+
+// readSysctl returns the value of a setting of the kernel, "" if there is none.
+func readSysctl(file string) string {
+	b, _ := os.ReadFile(file)
+	return strings.TrimSpace(string(b))
 }

@@ -30,7 +30,8 @@ type order struct {
 	Ops  []Op
 	// Group is the runner's process group, which the command joins: the
 	// terminal's foreground group, if any is. Init has a group of its own, so
-	// that what kills the group leaves somebody to end the rest.
+	// that what kills the group leaves somebody to end the rest. 0: init is in
+	// the group, as the first process of a PID namespace, whose end ends the rest.
 	Group int
 	// Files is how many descriptors are for the MountFunc. More are only held.
 	Files int
@@ -52,6 +53,8 @@ func (o *order) Fields(c *wire.Coder) {
 	c.Bool(&s.Writable)
 	wire.String(c, &s.Upper)
 	c.Bool(&s.RemapRoot)
+	c.Strings(&s.Unshare)
+	wire.String(c, &s.Hostname)
 	c.Strings(&s.Environ)
 	c.Strings(&s.KeepEnv)
 	c.Strings(&s.SetEnv)
@@ -130,7 +133,7 @@ func (t *task) run(o *order, argv, env []string, runner *os.File) int {
 	}
 	_, _ = runner.Write([]byte{started})
 	status := wait(pid)
-	endChildren()
+	endAll()
 	return status
 }
 
@@ -151,7 +154,7 @@ func (t *task) start(argv, env []string, group int) (int, error) {
 	pid, err := syscall.ForkExec(file, argv, &syscall.ProcAttr{
 		Env:   env,
 		Files: files,
-		Sys:   &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true, Pgid: group, PidFD: &t.pidfd},
+		Sys:   &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: group != 0, Pgid: group, PidFD: &t.pidfd},
 	})
 	switch {
 	case errors.Is(err, unix.ENOENT):
@@ -247,10 +250,20 @@ func (t *task) dieWith(runner *os.File) {
 	var b [1]byte
 	for {
 		if _, err := io.ReadFull(runner, b[:]); err != nil {
-			endChildren()
+			endAll()
 			os.Exit(exitSignalled + int(unix.SIGKILL)) //nolint:forbidigo // the main goroutine waits in the kernel
 		}
 		t.signal(unix.Signal(b[0]))
+	}
+}
+
+// endAll ends the rest of the container, in the init stage. In a PID namespace of
+// its own that is left to the kernel, which does it when the first process ends and
+// before anybody hears of it (zap_pid_ns_processes, kernel/pid_namespace.c): /proc
+// may be the host's there, and its numbers mean others here.
+func endAll() {
+	if unix.Getpid() != 1 {
+		endChildren()
 	}
 }
 

@@ -11,6 +11,8 @@ type Verb string
 
 // The operations. Targets are paths inside the new root unless said otherwise.
 const (
+	OpUnshare  Verb = "unshare"  // the namespaces in Args are the container's own
+	OpHostname Verb = "hostname" // Target is the machine's name
 	OpIsolate  Verb = "isolate"  // mount events of the container stay in it; the host's still arrive
 	OpScaffold Verb = "scaffold" // a tmpfs over Target of the host, seen only here: room to build the root in
 	OpImage    Verb = "image"    // the MountFunc mounts the image
@@ -19,6 +21,10 @@ const (
 	OpBind     Verb = "bind"     // Source of the host appears at Target
 	OpTmpfs    Verb = "tmpfs"    // a new tmpfs at Target
 	OpDevpts   Verb = "devpts"   // new pseudo-terminals at Target
+	OpProc     Verb = "proc"     // the processes of the PID namespace at Target, or Source of the host where the kernel refuses
+	OpSysfs    Verb = "sysfs"    // the devices of the network namespace at Target, or Source of the host likewise
+	OpMqueue   Verb = "mqueue"   // the message queues of the IPC namespace at Target, or none where the kernel has none
+	OpCgroup   Verb = "cgroup2"  // the control groups of the cgroup namespace at Target, or Source of the host likewise
 	OpSymlink  Verb = "symlink"  // Target points to Source
 	OpSeal     Verb = "seal"     // the layer becomes read-only
 	OpPivot    Verb = "pivot"    // the new root becomes /, the host's goes
@@ -75,12 +81,11 @@ func Plan(s *Spec, h *Host) ([]Op, error) {
 	if err := s.check(); err != nil {
 		return nil, err
 	}
-	on := append(systemMounts(h), deviceMounts(h)...)
+	on := append(systemMounts(s, h), deviceMounts(s, h)...)
 	for _, m := range s.Mounts {
 		on = append(on, Op{Do: OpBind, Source: m.Source, Target: m.Target, Flags: m.Flags})
 	}
-	ops := []Op{{Do: OpIsolate}, {Do: OpScaffold, Target: scaffoldDir}, rootOp(s)}
-	ops = append(ops, layerOp(s, h, on))
+	ops := append(unshareOps(s), Op{Do: OpIsolate}, Op{Do: OpScaffold, Target: scaffoldDir}, rootOp(s), layerOp(s, h, on))
 	ops = append(ops, on...)
 	if !s.Writable {
 		ops = append(ops, Op{Do: OpSeal})
@@ -155,10 +160,10 @@ func below(target string, mounted []Op) bool {
 }
 
 // systemMounts are what every program expects beside its files. Processes,
-// network, IPC, /dev/shm and /tmp are the host's: MPI, NCCL, PMIx and CUDA IPC
+// network, IPC, /dev/shm and /tmp are the host's unless asked otherwise: MPI, NCCL, PMIx and CUDA IPC
 // meet their peers through them, and tasks of one step each have a container
 // of their own here.
-func systemMounts(h *Host) (ops []Op) {
+func systemMounts(s *Spec, h *Host) (ops []Op) {
 	// First, while nothing of the host is inside: in many images resolv.conf is
 	// a link, whose end is made where it leads.
 	for _, f := range []string{"/etc/resolv.conf", "/etc/hosts"} {
@@ -166,24 +171,53 @@ func systemMounts(h *Host) (ops []Op) {
 			ops = append(ops, Op{Do: OpBind, Source: f, Target: f, Flags: []string{"ro"}})
 		}
 	}
-	return append(
-		ops,
-		Op{Do: OpBind, Source: "/proc", Target: "/proc", Flags: []string{"rbind"}},
-		Op{Do: OpBind, Source: "/sys", Target: "/sys", Flags: []string{"rbind", "ro"}},
-		Op{Do: OpBind, Source: "/tmp", Target: "/tmp", Flags: []string{"rbind"}},
-	)
+	ops = append(ops, procMount(s))
+	ops = append(ops, sysMounts(s, h)...)
+	return append(ops, Op{Do: OpBind, Source: "/tmp", Target: "/tmp", Flags: []string{"rbind"}})
+}
+
+func procMount(s *Spec) Op {
+	if s.unshares("pid") {
+		return Op{Do: OpProc, Source: "/proc", Target: "/proc", Flags: []string{"nosuid", "nodev", "noexec"}}
+	}
+	return Op{Do: OpBind, Source: "/proc", Target: "/proc", Flags: []string{"rbind"}}
+}
+
+// sysMounts: the network's part of /sys is that of the namespace in which it was
+// mounted, and so is the view of control groups. Those are read-only always: what
+// is delegated to the job is the job's to change, not the command's.
+func sysMounts(s *Spec, h *Host) (ops []Op) {
+	const cgroups = "/sys/fs/cgroup"
+	if s.unshares("net") {
+		ops = append(ops,
+			Op{Do: OpSysfs, Source: "/sys", Target: "/sys", Flags: []string{"ro", "nosuid", "nodev", "noexec"}},
+			Op{Do: OpBind, Source: cgroups, Target: cgroups, Flags: []string{"rbind", "ro", "nofail"}})
+	} else {
+		ops = append(ops, Op{Do: OpBind, Source: "/sys", Target: "/sys", Flags: []string{"rbind", "ro"}})
+	}
+	if s.unshares("cgroup") && h.Has(cgroup2File) {
+		ops = append(ops, Op{Do: OpCgroup, Source: cgroups, Target: cgroups, Flags: []string{"ro", "nosuid", "nodev", "noexec"}})
+	}
+	return ops
 }
 
 // deviceMounts build /dev from single nodes of the host; a node may be bound
 // but not made in a user namespace. Pseudo-terminals are the container's own,
 // as the host's /dev/ptmx does not find a bound /dev/pts (devpts_ptmx_path in
 // fs/devpts/inode.c looks beside the original).
-func deviceMounts(h *Host) []Op {
+func deviceMounts(s *Spec, h *Host) []Op {
 	ops := []Op{
 		{Do: OpTmpfs, Target: "/dev", Flags: []string{"mode=755", "size=64k", "nosuid", "noexec"}},
 		{Do: OpDevpts, Target: "/dev/pts", Flags: []string{"newinstance", "ptmxmode=0666", "mode=620"}},
 	}
-	for _, dir := range []string{"/dev/shm", "/dev/mqueue", "/dev/hugepages"} {
+	shared := []string{"/dev/shm", "/dev/mqueue", "/dev/hugepages"}
+	if s.unshares("ipc") {
+		ops = append(ops,
+			Op{Do: OpTmpfs, Target: "/dev/shm", Flags: []string{"mode=1777", "nosuid", "nodev"}},
+			Op{Do: OpMqueue, Target: "/dev/mqueue", Flags: []string{"nosuid", "nodev", "noexec"}})
+		shared = shared[2:]
+	}
+	for _, dir := range shared {
 		if h.Has(dir) {
 			ops = append(ops, Op{Do: OpBind, Source: dir, Target: dir, Flags: []string{"rbind"}})
 		}

@@ -16,7 +16,7 @@ var (
 	node   = Host{
 		UID: 1000, GID: 100, Terminal: "/dev/pts/3",
 		Devices: []string{"/dev/null", "/dev/zero", "/dev/nvidia0", "/dev/nvidiactl", "/dev/infiniband/uverbs0"},
-		Present: []string{"/etc/resolv.conf", "/etc/hosts", "/dev/shm", "/dev/mqueue"},
+		Present: []string{"/etc/resolv.conf", "/etc/hosts", "/dev/shm", "/dev/mqueue", "/dev/hugepages", cgroup2File},
 	}
 )
 
@@ -37,6 +37,8 @@ func TestPlan(t *testing.T) {
 		{"writable", Spec{Image: "/i.sqsh", Writable: true}, laptop},
 		{"upper", Spec{Image: "/i.sqsh", Writable: true, Upper: "/scratch/u", RemapRoot: true}, laptop},
 		{"nested", Spec{Image: "/i.sqsh", Writable: true}, nested},
+		{"unshare", Spec{Image: "/i.sqsh", Unshare: []string{"cgroup", "ipc", "net", "pid"}, Hostname: "node-1"}, node},
+		{"pid", Spec{Image: "/i.sqsh", Unshare: []string{"pid"}}, laptop},
 		{"dir", Spec{Dir: "/srv/root"}, laptop},
 		{"entrypoint", Spec{Image: "/i.sqsh", Command: []string{"--help"}, Entrypoint: true}, laptop},
 	}

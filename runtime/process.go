@@ -34,6 +34,12 @@ func drop(capabilities bool) error {
 	if err := NoNewPrivs(); err != nil {
 		return err
 	}
+	// The command, of the same user, shall not trace init, nor find the program
+	// through /proc/PID/exe to write to it later. Commands that are executed can
+	// be traced again.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("set not dumpable: %w", err)
+	}
 	if !capabilities {
 		return nil
 	}

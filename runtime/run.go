@@ -71,52 +71,20 @@ func (r *Runner) Start(s *Spec, h *Host) (err error) {
 	})
 	if err != nil {
 		r.close()
-		return explainClone(err, h)
+		return explainClone(err, s, h)
 	}
 	return nil
-}
-
-// setupCaps are the capabilities in its own user namespace that the init stage
-// needs when it does not look like root there: to mount and pivot, to make
-// mount points in directories whose mode forbids it, and to give up the
-// bounding set.
-var setupCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT, unix.CAP_DAC_OVERRIDE, unix.CAP_FOWNER, unix.CAP_SETPCAP}
-
-// namespaces: mounts always; a user namespace where the right to mount has to
-// come from. Its map has one id, the caller's own, so that no helper with
-// rights (newuidmap) is needed; supplementary groups stay as they are, since
-// GPU devices are often reached through them.
-func namespaces(s *Spec, h *Host) *syscall.SysProcAttr {
-	attr := &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Setpgid: true}
-	if h.Root {
-		// The same name, but a change of it is not the host's.
-		attr.Cloneflags |= unix.CLONE_NEWUTS
-		return attr
-	}
-	uid, gid := h.UID, h.GID
-	if s.RemapRoot {
-		uid, gid = 0, 0
-	} else {
-		attr.AmbientCaps = setupCaps
-	}
-	attr.Cloneflags |= unix.CLONE_NEWUSER
-	attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: uid, HostID: h.UID, Size: 1}}
-	attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: gid, HostID: h.GID, Size: 1}}
-	return attr
-}
-
-func explainClone(err error, h *Host) error {
-	if h.Root {
-		return fmt.Errorf("make a mount namespace: %w", err)
-	}
-	return fmt.Errorf("make a user namespace: %w: %s", err, namespaceHint())
 }
 
 // Send sends the plan. From here on the container runs, and signals are the
 // command's.
 func (r *Runner) Send(ops []Op) error {
 	r.signals = catchSignals()
-	return writeMessage(r.socket, &order{Spec: *r.spec, Ops: ops, Group: unix.Getpgrp(), Files: len(r.Files)})
+	o := &order{Spec: *r.spec, Ops: ops, Group: unix.Getpgrp(), Files: len(r.Files)}
+	if r.spec.unshares("pid") {
+		o.Group = 0 // init is in it already
+	}
+	return writeMessage(r.socket, o)
 }
 
 // Wait forwards signals until the container has ended, ends what is left of

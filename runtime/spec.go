@@ -36,6 +36,11 @@ type Spec struct {
 	// RemapRoot shows the caller as root inside. Only for ordinary users:
 	// root is root anyway.
 	RemapRoot bool
+	// Unshare names the namespaces of [Namespaces] that the container has of its
+	// own. All others are the host's.
+	Unshare []string
+	// Hostname is the machine's name inside, in a uts namespace. Empty: the host's.
+	Hostname string
 
 	// Environ is the caller's environment, as of os.Environ.
 	Environ []string
@@ -126,6 +131,9 @@ func (s *Spec) check() error {
 		if !validName(n) {
 			return fmt.Errorf("environment variable name %q is not valid", n)
 		}
+	}
+	if err := s.checkNamespaces(); err != nil {
+		return err
 	}
 	for _, str := range slices.Concat(s.Command, s.SetEnv, []string{s.Workdir, s.Upper, s.Dir}) {
 		if strings.ContainsRune(str, 0) {

@@ -112,6 +112,12 @@ func TestSpecCheck(t *testing.T) {
 		"empty name to keep": {KeepEnv: []string{""}},
 		"NUL in argument":    {Command: []string{"a\x00b"}},
 		"NUL in workdir":     {Workdir: "/\x00"},
+		"unknown namespace":  {Unshare: []string{"pid", "time"}},
+		"user namespace":     {Unshare: []string{"user"}},
+		"empty namespace":    {Unshare: []string{""}},
+		"host name's bytes":  {Hostname: "a\n127.0.0.1 b"},
+		"host name's length": {Hostname: strings.Repeat("a", 65)},
+		"host name's dash":   {Hostname: "-a"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := Plan(&s, &Host{}); err == nil {

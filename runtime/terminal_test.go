@@ -47,47 +47,53 @@ func TestRunTerminal(t *testing.T) {
 		t.Skip("needs bash, for job control")
 	}
 	forUsers(t, func(t *testing.T, w who, root string) {
-		master, slave := openTerminal(t, w)
-		cmd := runner(t, w, Spec{Dir: root, Command: []string{"/bin/sh", "-c", `
+		t.Run("host's processes", func(t *testing.T) { testTerminal(t, w, bash, Spec{Dir: root}) })
+		t.Run("own processes", func(t *testing.T) { testTerminal(t, w, bash, Spec{Dir: root, Unshare: []string{"pid"}}) })
+	})
+}
+
+func testTerminal(t *testing.T, w who, bash string, s Spec) {
+	master, slave := openTerminal(t, w)
+	s.Command = []string{"/bin/sh", "-c", `
 			n=0; trap 'n=$((n+1)); echo int $n' INT
 			tty; echo hi >/dev/tty; echo started
-			while [ $n -lt 2 ]; do sleep 0.05; done; exit 9`}})
-		self, err := os.Open("/proc/self/exe")
-		if err != nil {
+			while [ $n -lt 2 ]; do sleep 0.05; done; exit 9`}
+	cmd := runner(t, w, s)
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer self.Close()
+	cmd.Path, cmd.ExtraFiles = bash, []*os.File{self}
+	cmd.Args = []string{"bash", "-c", `set -m; (exec -a ` + runnerName + ` /proc/self/fd/3); echo stopped; fg >/dev/null; echo status $?`}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty = true, true
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
+	defer timer.Stop()
+	defer cmd.Process.Kill()
+	slave.Close()
+	lines := newLines(trimCR{master})
+	lines.want(t, "/dev/console")
+	lines.want(t, "hi")
+	lines.want(t, "started")
+	press := func(key string) {
+		if _, err := master.WriteString(key); err != nil {
 			t.Fatal(err)
 		}
-		defer self.Close()
-		cmd.Path, cmd.ExtraFiles = bash, []*os.File{self}
-		cmd.Args = []string{"bash", "-c", `set -m; (exec -a ` + runnerName + ` /proc/self/fd/3); echo stopped; fg >/dev/null; echo status $?`}
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
-		cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty = true, true
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
-		defer timer.Stop()
-		defer cmd.Process.Kill()
-		slave.Close()
-		lines := newLines(trimCR{master})
-		lines.want(t, "/dev/console")
-		lines.want(t, "hi")
-		lines.want(t, "started")
-		press := func(key string) {
-			if _, err := master.WriteString(key); err != nil {
-				t.Fatal(err)
-			}
-		}
-		press("\x03")
-		lines.want(t, "^Cint 1")
-		time.Sleep(300 * time.Millisecond) // for a second one to come, wrongly
-		press("\x1a")
-		lines.want(t, "stopped")
-		time.Sleep(100 * time.Millisecond) // for fg
-		press("\x03")
-		lines.want(t, "^Cint 2")
-		lines.want(t, "status 9")
-		_ = cmd.Wait()
-	})
+	}
+	press("\x03")
+	lines.want(t, "^Cint 1")
+	time.Sleep(300 * time.Millisecond) // for a second one to come, wrongly
+	press("\x1a")
+	lines.want(t, "stopped")
+	time.Sleep(100 * time.Millisecond) // for fg
+	press("\x03")
+	lines.want(t, "^Cint 2")
+	lines.want(t, "status 9")
+	_ = cmd.Wait()
 }
 
 // trimCR drops what the terminal adds to line ends.

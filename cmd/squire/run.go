@@ -25,6 +25,8 @@ type runOptions struct {
 	keepEnv   []string
 	setEnv    []string
 	remapRoot bool
+	unshare   []string
+	hostname  string
 	mountHome bool
 	plan      bool
 	json      bool
@@ -54,6 +56,10 @@ not: a container here has the one user who started it.
 The container has the host's processes, network, IPC, /dev/shm and /tmp, and a
 /dev, /etc/hosts and /etc/resolv.conf made from the host's. The image is
 read-only unless --writable is given.
+
+--unshare gives it namespaces of its own: pid (the command sees its own processes,
+which all end with it), net (a loopback interface and nothing else), ipc (System V
+IPC, message queues and an empty /dev/shm), uts (see --hostname), cgroup.
 
 The environment is the caller's without its locale, overwritten by the container
 image's, else by /etc/environment; PATH is the image's, PWD the working directory. HOME, TMPDIR
@@ -104,6 +110,8 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	f.StringSliceVar(&o.keepEnv, "env", nil, "variables whose host value wins over the image's: NAME[,...]")
 	f.StringArrayVar(&o.setEnv, "set-env", nil, "set a variable inside: NAME=VALUE")
 	f.BoolVar(&o.remapRoot, "remap-root", false, "appear as root inside")
+	f.StringSliceVar(&o.unshare, "unshare", nil, "namespaces of the container's own: NS[,...] of "+strings.Join(runtime.Namespaces(), ", "))
+	f.StringVar(&o.hostname, "hostname", "", "name of the machine inside; implies --unshare uts")
 	f.BoolVar(&o.mountHome, "mount-home", false, "bind the home directory")
 	f.BoolVar(&o.stats, "stats", false, "afterwards, say on standard error how much of the image was read")
 }
@@ -179,6 +187,7 @@ func (o *runOptions) run(c *cobra.Command, image string, command []string) error
 func (o *runOptions) spec(image string, command []string) (*runtime.Spec, error) {
 	s := &runtime.Spec{
 		Image: image, Command: command, Entrypoint: o.entry, Workdir: o.workdir, RemapRoot: o.remapRoot,
+		Unshare: o.unshare, Hostname: o.hostname,
 		Environ: os.Environ(), KeepEnv: o.keepEnv, SetEnv: o.setEnv,
 	}
 	if fi, err := os.Stat(image); err == nil && fi.IsDir() {
