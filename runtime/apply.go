@@ -110,6 +110,8 @@ func (b *builder) do(i int, op Op) error {
 		return b.newFS(op)
 	case OpProc, OpSysfs, OpMqueue, OpCgroup:
 		return b.newOrHosts(i, op)
+	case OpFile:
+		return b.file(i, op)
 	case OpSymlink:
 		return symlinkIn(b.root, op.Source, op.Target)
 	case OpSeal:
@@ -124,6 +126,8 @@ func (b *builder) do(i int, op Op) error {
 		return chdir(op.Target)
 	case OpDrop:
 		return drop(slices.Contains(op.Flags, "capabilities"))
+	case OpFilter:
+		return installFilter(op.Flags)
 	}
 	return fmt.Errorf("unknown operation")
 }
@@ -272,6 +276,24 @@ func (b *builder) bind(i int, op Op) error {
 	}
 	defer unix.Close(dst)
 	return attach(src, dst, "")
+}
+
+// file makes a small file on the scaffold's tmpfs and binds it at op.Target, where
+// an empty one is made if there is none.
+func (b *builder) file(i int, op Op) error {
+	dir, err := openIn(b.root, path.Dir(op.Target))
+	if err != nil {
+		return nil // not such an image
+	}
+	unix.Close(dir)
+	name := fmt.Sprintf("%s/file-%d", scaffoldDir, i)
+	if err := os.WriteFile(name, []byte(strings.Join(op.Args, "\n")+"\n"), 0o644); err != nil {
+		return err
+	}
+	if b.sources[i], err = openTree(Op{Source: name}); err != nil {
+		return err
+	}
+	return b.bind(i, Op{Target: op.Target, Flags: []string{"ro"}})
 }
 
 // newOrHosts mounts a new file system, or what the host has where that is refused.

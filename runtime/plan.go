@@ -3,6 +3,7 @@ package runtime
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -25,11 +26,13 @@ const (
 	OpSysfs    Verb = "sysfs"    // the devices of the network namespace at Target, or Source of the host likewise
 	OpMqueue   Verb = "mqueue"   // the message queues of the IPC namespace at Target, or none where the kernel has none
 	OpCgroup   Verb = "cgroup2"  // the control groups of the cgroup namespace at Target, or Source of the host likewise
+	OpFile     Verb = "file"     // a file of the lines in Args appears at Target, if its directory is there
 	OpSymlink  Verb = "symlink"  // Target points to Source
 	OpSeal     Verb = "seal"     // the layer becomes read-only
 	OpPivot    Verb = "pivot"    // the new root becomes /, the host's goes
 	OpChdir    Verb = "chdir"    // the working directory
 	OpDrop     Verb = "drop"     // capabilities go, no_new_privs comes
+	OpFilter   Verb = "filter"   // system calls of the command are filtered for Flags
 	OpExec     Verb = "exec"     // the command
 )
 
@@ -81,7 +84,7 @@ func Plan(s *Spec, h *Host) ([]Op, error) {
 	if err := s.check(); err != nil {
 		return nil, err
 	}
-	on := append(systemMounts(s, h), deviceMounts(s, h)...)
+	on := slices.Concat(systemMounts(s, h), aptSandbox(s, h), deviceMounts(s, h))
 	for _, m := range s.Mounts {
 		on = append(on, Op{Do: OpBind, Source: m.Source, Target: m.Target, Flags: m.Flags})
 	}
@@ -90,7 +93,7 @@ func Plan(s *Spec, h *Host) ([]Op, error) {
 	if !s.Writable {
 		ops = append(ops, Op{Do: OpSeal})
 	}
-	return append(ops, Op{Do: OpPivot}, chdirOp(s), dropOp(s, h), execOp(s)), nil
+	return append(ops, Op{Do: OpPivot}, chdirOp(s), dropOp(s, h), filterOp(s, h), execOp(s)), nil
 }
 
 func chdirOp(s *Spec) Op {

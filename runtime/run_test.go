@@ -24,7 +24,9 @@ import (
 
 const (
 	runnerName = "squire-test-runner"
+	probeName  = "squire-test-probe"
 	specEnv    = "SQUIRE_TEST_SPEC"
+	keepUmask  = "SQUIRE_TEST_UMASK"
 	plainUID   = 23456 // needs no account
 )
 
@@ -34,6 +36,8 @@ func TestMain(m *testing.M) {
 		os.Exit(Init(nil, testConfig))
 	case runnerName:
 		os.Exit(testRunner())
+	case probeName:
+		os.Exit(probe())
 	}
 	for _, fd := range inherited() { // from whatever runs the tests
 		unix.CloseOnExec(fd)
@@ -42,7 +46,9 @@ func TestMain(m *testing.M) {
 }
 
 func testRunner() int {
-	unix.Umask(0o077)
+	if os.Getenv(keepUmask) == "" {
+		unix.Umask(0o077)
+	}
 	var o order
 	if err := readMessage(hex.NewDecoder(strings.NewReader(os.Getenv(specEnv))), &o); err != nil {
 		return fail(ExitFailed, err)
@@ -146,7 +152,7 @@ func makeRoot(t *testing.T, w who, busybox string) string {
 	if err = os.WriteFile(filepath.Join(root, "bin/busybox"), prog, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range strings.Fields("sh cat ls id env sleep pwd mount touch mkdir rm kill setsid tty stat grep ln hostname readlink true chmod cut") {
+	for _, name := range strings.Fields("sh cat ls id env sleep pwd mount touch mkdir rm kill setsid tty stat grep ln hostname readlink true chmod cut chown") {
 		if err = os.Symlink("busybox", filepath.Join(root, "bin", name)); err != nil {
 			t.Fatal(err)
 		}
@@ -232,6 +238,7 @@ func TestRunSees(t *testing.T) {
 			{name: "self", script: "cat /proc/self/comm", want: "cat"},
 			{name: "sys read-only", script: "touch /sys/x 2>&1 | grep -c 'Read-only'", want: "1"},
 			{name: "root read-only", script: "touch /x 2>&1 | grep -c 'Read-only'", want: "1"},
+			{name: "seccomp", script: "grep Seccomp: /proc/self/status", want: "Seccomp:\t2"},
 			{name: "no new privs", script: "grep NoNewPrivs /proc/self/status", want: "NoNewPrivs:\t1"},
 			{name: "tmp is the host's", script: "ls -d " + root, want: root},
 			{name: "environment", script: "echo $A $B $PATH", spec: Spec{Environ: []string{"A=1", "PATH=/nowhere"}, SetEnv: []string{"B=2"}}, want: "1 2 " + DefaultPath},
@@ -246,6 +253,7 @@ func TestRunSees(t *testing.T) {
 				spec               Spec
 			}{
 				{name: "no capabilities", script: "grep -E 'Cap(Eff|Prm|Inh|Amb|Bnd)' /proc/self/status | grep -vc 0000000000000000; true", want: "0"},
+				{name: "init is out of reach", script: "[ -r /proc/$PPID/environ ] && cat /proc/$PPID/environ; readlink /proc/$PPID/exe || echo no", want: "no"},
 				{name: "groups kept", script: "grep Groups /proc/self/status", want: "Groups:\t" + groups(w)},
 				{name: "no host in sight", script: "ls /proc/1/root/ >/dev/null 2>&1 || echo no", want: "no"},
 				{name: "locked", script: "mount -o remount,rw / 2>/dev/null || echo no", want: "no"},
