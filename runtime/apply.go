@@ -110,6 +110,8 @@ func (b *builder) do(i int, op Op) error {
 		return b.newFS(op)
 	case OpProc, OpSysfs, OpMqueue, OpCgroup:
 		return b.newOrHosts(i, op)
+	case OpUmount:
+		return b.umount(op)
 	case OpFile:
 		return b.file(i, op)
 	case OpSymlink:
@@ -270,12 +272,35 @@ func (b *builder) bind(i int, op Op) error {
 	if err := unix.Fstat(src, &st); err != nil {
 		return err
 	}
-	dst, err := makeTarget(b.root, op.Target, st.Mode&unix.S_IFMT == unix.S_IFDIR)
+	dir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	switch {
+	case dir && slices.Contains(op.Flags, "x-create=file"):
+		return errors.New("x-create=file: the source is a directory")
+	case !dir && slices.Contains(op.Flags, "x-create=dir"):
+		return errors.New("x-create=dir: the source is not a directory")
+	}
+	dst, err := makeTarget(b.root, op.Target, dir)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(dst)
 	return attach(src, dst, "")
+}
+
+// umount takes away what was mounted last at op.Target.
+func (b *builder) umount(op Op) error {
+	fd, err := openIn(b.root, op.Target)
+	if err == nil {
+		defer unix.Close(fd)
+		err = unix.Unmount(fmt.Sprintf("/proc/self/fd/%d", fd), unix.MNT_DETACH)
+	}
+	switch {
+	case err != nil && slices.Contains(op.Flags, "nofail"):
+		return nil
+	case errors.Is(err, unix.EINVAL):
+		return errors.New("nothing is mounted there by itself")
+	}
+	return err
 }
 
 // file makes a small file on the scaffold's tmpfs and binds it at op.Target, where
@@ -311,6 +336,12 @@ func (b *builder) newOrHosts(i int, op Op) error {
 // mountAttrs are the words that set an attribute of a mount.
 var mountAttrs = map[string]int{
 	"ro": unix.MOUNT_ATTR_RDONLY, "nosuid": unix.MOUNT_ATTR_NOSUID, "nodev": unix.MOUNT_ATTR_NODEV, "noexec": unix.MOUNT_ATTR_NOEXEC,
+	"nodiratime": unix.MOUNT_ATTR_NODIRATIME,
+}
+
+// accessTimes are the words that choose one value of an attribute.
+var accessTimes = map[string]uint64{
+	"relatime": unix.MOUNT_ATTR_RELATIME, "noatime": unix.MOUNT_ATTR_NOATIME, "strictatime": unix.MOUNT_ATTR_STRICTATIME,
 }
 
 // bindAttr translates words of mountFlags. Everything applies to all mounts
@@ -321,6 +352,9 @@ func bindAttr(flags []string) (attr unix.MountAttr, recursive uint) {
 	propagation := map[string]uint64{"private": unix.MS_PRIVATE, "slave": unix.MS_SLAVE, "shared": unix.MS_SHARED, "unbindable": unix.MS_UNBINDABLE}
 	for _, f := range flags {
 		attr.Attr_set |= uint64(mountAttrs[f])
+		if t, ok := accessTimes[f]; ok {
+			attr.Attr_set, attr.Attr_clr = attr.Attr_set|t, unix.MOUNT_ATTR__ATIME
+		}
 		if p, ok := propagation[strings.TrimPrefix(f, "r")]; ok {
 			attr.Propagation = p
 		}

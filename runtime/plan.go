@@ -27,6 +27,7 @@ const (
 	OpMqueue   Verb = "mqueue"   // the message queues of the IPC namespace at Target, or none where the kernel has none
 	OpCgroup   Verb = "cgroup2"  // the control groups of the cgroup namespace at Target, or Source of the host likewise
 	OpFile     Verb = "file"     // a file of the lines in Args appears at Target, if its directory is there
+	OpUmount   Verb = "umount"   // what is mounted last at Target goes
 	OpSymlink  Verb = "symlink"  // Target points to Source
 	OpSeal     Verb = "seal"     // the layer becomes read-only
 	OpPivot    Verb = "pivot"    // the new root becomes /, the host's goes
@@ -85,8 +86,10 @@ func Plan(s *Spec, h *Host) ([]Op, error) {
 		return nil, err
 	}
 	on := slices.Concat(systemMounts(s, h), aptSandbox(s, h), deviceMounts(s, h))
-	for _, m := range s.Mounts {
-		on = append(on, Op{Do: OpBind, Source: m.Source, Target: m.Target, Flags: m.Flags})
+	for i, m := range s.Mounts {
+		if !slices.ContainsFunc(s.Mounts[:i], m.equal) { // as pyxis does
+			on = append(on, mountOp(m))
+		}
 	}
 	ops := append(unshareOps(s), Op{Do: OpIsolate}, Op{Do: OpScaffold, Target: scaffoldDir}, rootOp(s), layerOp(s, h, on))
 	ops = append(ops, on...)
@@ -144,7 +147,7 @@ func layerOp(s *Spec, h *Host, on []Op) Op {
 	}
 	op.Flags = append(op.Flags, "when-missing")
 	for i, m := range on {
-		if !below(m.Target, on[:i]) {
+		if m.Do != OpUmount && m.Do != OpFile && !below(m.Target, on[:i]) {
 			op.Args = append(op.Args, m.Target)
 		}
 	}
@@ -153,13 +156,17 @@ func layerOp(s *Spec, h *Host, on []Op) Op {
 
 // below reports whether target lies in a mount that is already in place, so
 // that the image need not hold it.
-func below(target string, mounted []Op) bool {
+func below(target string, mounted []Op) (in bool) {
 	for _, m := range mounted {
-		if m.Do != OpSymlink && strings.HasPrefix(target, strings.TrimSuffix(m.Target, "/")+"/") {
-			return true
+		switch at := strings.TrimSuffix(m.Target, "/"); m.Do {
+		case OpSymlink:
+		case OpUmount:
+			in = in && target != at && !strings.HasPrefix(target, at+"/")
+		default:
+			in = in || strings.HasPrefix(target, at+"/")
 		}
 	}
-	return false
+	return in
 }
 
 // systemMounts are what every program expects beside its files. Processes,

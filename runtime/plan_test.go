@@ -34,6 +34,10 @@ func TestPlan(t *testing.T) {
 		{"node", Spec{Image: "/i.sqsh"}, node},
 		{"root", Spec{Image: "/i.sqsh"}, asRoot},
 		{"mounts", Spec{Image: "/i.sqsh", Workdir: "data/x", Mounts: []Mount{{"/l", "/data", []string{"ro"}}, {"/m", "/data/m", nil}, {"/t", "/tmp/t", nil}}}, laptop},
+		{"changes", Spec{Image: "/i.sqsh", Mounts: []Mount{
+			{"tmpfs", "/s", []string{"size=1G", "x-create=dir"}}, {"/l", "/s/l", []string{"rw", "x-create=file"}},
+			{"umount", "/s", nil}, {"/l", "/s/m", nil}, {"/l", "/s/m", nil}, {"umount", "/tmp", []string{"nofail"}}, {"/l", "/tmp/l", nil},
+		}}, laptop},
 		{"writable", Spec{Image: "/i.sqsh", Writable: true}, laptop},
 		{"upper", Spec{Image: "/i.sqsh", Writable: true, Upper: "/scratch/u", RemapRoot: true}, laptop},
 		{"nested", Spec{Image: "/i.sqsh", Writable: true}, nested},

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -300,6 +301,13 @@ func TestRunMounts(t *testing.T) {
 			os.Symlink("/made/by/link", root+"/dangling"), os.Symlink("loop", root+"/loop"), os.Symlink("/host", root+"/tohost"), os.Symlink("/host/new", root+"/tohost-new")); err != nil {
 			t.Fatal(err)
 		}
+		socket, err := net.Listen("unix", data+"/socket")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer socket.Close()
+		t.Setenv("SQUIRE_TEST_DATA", data)
+		t.Setenv("SQUIRE_TEST_WORD", "made")
 		tests := []struct{ name, mounts, script, want string }{
 			{"dir", data + ":/data", "cat /data/f", "data"},
 			{"made deep", data + ":/a/b/c/d", "cat /a/b/c/d/f", "data"},
@@ -311,11 +319,21 @@ func TestRunMounts(t *testing.T) {
 			{"link up stays inside", data + ":/bin/up", "cat /up/f", "data"},
 			{"missing nofail", "/does/not/exist:/x:nofail", "echo ok", "ok"},
 			{"two", data + ":/d1," + data + "/f:/d1/f", "cat /d1/f", "data"},
+			{"socket", data + "/socket:/run/a.sock", "[ -S /run/a.sock ] && echo yes", "yes"},
+			{"socket onto file", data + "/f:/etc/conf," + data + "/socket:/etc/conf", "[ -S /etc/conf ] && echo yes", "yes"},
+			{"variable", "$SQUIRE_TEST_DATA/f:/${SQUIRE_TEST_WORD}:x-create=file", "cat /made", "data"},
+			{"tmpfs", "tmpfs:/opt/t:size=64k+mode=700", "touch /opt/t/x && stat -c %a /opt/t && grep ' /opt/t ' /proc/self/mountinfo | grep -c 'nosuid,nodev.*size=64k'", "700\n1"},
+			{"tmpfs read-only", "tmpfs:/opt/t:ro", "touch /opt/t/x 2>&1 | grep -c Read-only", "1"},
+			{"umount", "umount:/tmp", "ls -A /tmp; ls -d " + root + " 2>/dev/null; echo none", "none"},
+			{"umount and mount", "umount:/dev," + data + ":/dev/d", "ls /dev; cat /dev/d/f", "d\ndata"},
+			{"umount what was mounted", data + ":/data," + data + "/f:/data/f,umount:/data", "ls /data", ""},
+			{"umount nothing", "umount:/opt:nofail,umount:/no/such:nofail", "echo ok", "ok"},
+			{"twice", data + ":/data," + data + ":/data", "grep -c ' /data ' /proc/self/mountinfo", "1"},
 			{"noexec", data + ":/data:noexec+nosuid+nodev", "grep -c ' /data .*nosuid,nodev,noexec' /proc/self/mountinfo", "1"},
 		}
 		for _, tt := range tests {
 			t.Run(tt.name, func(t *testing.T) {
-				ms, err := ParseMounts(tt.mounts, "/")
+				ms, err := (&MountParser{Dir: "/", Getenv: os.LookupEnv}).Parse(tt.mounts)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -351,6 +369,11 @@ func TestRunMounts(t *testing.T) {
 			"file onto dir": {Source: data + "/f", Target: "/etc"},
 			"link loop":     {Source: data, Target: "/loop"},
 			"gone":          {Source: data + "/gone", Target: "/data"},
+			"create file":   {Source: data, Target: "/x", Flags: []string{"x-create=file"}},
+			"create dir":    {Source: data + "/f", Target: "/x", Flags: []string{"x-create=dir"}},
+			"bad size":      {Source: "tmpfs", Target: "/x", Flags: []string{"size=many"}},
+			"not mounted":   {Source: "umount", Target: "/opt"},
+			"nothing there": {Source: "umount", Target: "/no/such"},
 		} {
 			t.Run(name, func(t *testing.T) {
 				r := run(t, w, Spec{Dir: root, Mounts: []Mount{bad}, Command: []string{"/bin/true"}})

@@ -6,47 +6,6 @@ import (
 	"testing"
 )
 
-func TestParseMounts(t *testing.T) {
-	tests := []struct {
-		arg  string
-		want []Mount
-		err  string
-	}{
-		{arg: "/a", want: []Mount{{"/a", "/a", nil}}},
-		{arg: "/a:/b", want: []Mount{{"/a", "/b", nil}}},
-		{arg: "/a:/b:", want: []Mount{{"/a", "/b", nil}}},
-		{arg: "/a:/b:ro", want: []Mount{{"/a", "/b", []string{"ro"}}}},
-		{arg: "/a:/b:ro+private,/c", want: []Mount{{"/a", "/b", []string{"ro", "private"}}, {"/c", "/c", nil}}},
-		{arg: "./x:/x", want: []Mount{{"/cwd/x", "/x", nil}}},
-		{arg: "../x:./y", want: []Mount{{"/x", "/y", nil}}},
-		{arg: "/a:/b/../../c", want: []Mount{{"/a", "/c", nil}}},
-		{arg: "/a:", err: "destination must be"},
-		{arg: "a:/b", err: "source must be"},
-		{arg: "/a:b", err: "destination must be"},
-		{arg: "", err: "source must be"},
-		{arg: "/a,,/b", err: "source must be"},
-		{arg: "/a:/b:r0", err: `unknown flag "r0"`},
-		{arg: "/a:/b:ro:x", err: `unknown flag "ro:x"`},
-		{arg: "/a:/", err: "the root itself"},
-		{arg: "/a:/b/..", err: "the root itself"},
-		{arg: "/a\x00:/b", err: "source must be"},
-	}
-	for _, tt := range tests {
-		t.Run(tt.arg, func(t *testing.T) {
-			got, err := ParseMounts(tt.arg, "/cwd")
-			if tt.err != "" {
-				if err == nil || !strings.Contains(err.Error(), tt.err) {
-					t.Fatalf("error %v, want one with %q", err, tt.err)
-				}
-				return
-			}
-			if err != nil || !reflect.DeepEqual(got, tt.want) {
-				t.Errorf("got %+v, %v, want %+v", got, err, tt.want)
-			}
-		})
-	}
-}
-
 func TestEnvironment(t *testing.T) {
 	s := &Spec{
 		Environ: []string{"OLDPWD=/", "A=host", "B=host", "LANG=de_DE", "LC_ALL=de_DE", "PATH=/opt/host/bin", "HOME=/home/u", "SLURM_PROCID=3", "SLURM_LOCALID=1", "EMPTY="},

@@ -66,10 +66,14 @@ image's, else by /etc/environment; PATH is the image's, PWD the working director
 and the like arrive as they are: bind their directories where they are needed.
 
 --mounts binds SRC of the host on DST, which is made if it is missing. SRC is a
-path that starts with "/" or ".", DST a path inside, by default the same as SRC
-("./x" is then /x). FLAGS are ro, rw, bind, rbind, nosuid, nodev, noexec,
-[r]private, [r]slave, [r]shared, [r]unbindable, and nofail for a SRC that may be
-missing.
+path that starts with "/", "." or "~", DST a path inside, by default the same as SRC
+("./x" is then /x). $NAME and ${NAME} stand for variables, \$ for a dollar sign. FLAGS
+are ro, rw, bind, rbind, nosuid, nodev, noexec, noatime, nodiratime, relatime,
+strictatime, [r]private, [r]slave, [r]shared, [r]unbindable, x-create=auto|file|dir, and
+nofail for a SRC that may be missing. Two words stand in the place of SRC: tmpfs:DST
+mounts an empty file system in memory, with FLAGS like size=10G and mode=1777;
+umount:DST takes a mount away, as umount:/tmp does with the host's /tmp. What the
+site mounts everywhere (/etc/squire/mounts.d/*.fstab) comes first.
 
 Everything that the command started ends with it.
 
@@ -101,7 +105,8 @@ image.`,
 func (o *runOptions) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.SetInterspersed(false)
-	f.StringArrayVar(&o.mounts, "mounts", nil, "bind host paths: SRC[:DST[:FLAGS]][,...], flags joined by +; see above")
+	f.Var(&mountsFlag{list: &o.mounts}, "mounts", "bind host paths: SRC[:DST[:FLAGS]][,...], flags joined by +; see above")
+	f.Var(&mountsFlag{list: &o.mounts, tmpfs: true}, "tmpfs", "mount an empty file system in memory: DST[:size=SIZE,mode=MODE,...]")
 	f.StringVar(&o.writable, "writable", "", "put a writable layer over the image, in memory or in a directory of yours that keeps it: --writable=DIR")
 	f.Lookup("writable").NoOptDefVal = writableTmpfs
 	f.BoolVar(&o.readonly, "readonly", false, "keep the root file system read-only (the default)")
@@ -114,6 +119,24 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	f.StringVar(&o.hostname, "hostname", "", "name of the machine inside; implies --unshare uts")
 	f.BoolVar(&o.mountHome, "mount-home", false, "bind the home directory")
 	f.BoolVar(&o.stats, "stats", false, "afterwards, say on standard error how much of the image was read")
+}
+
+// mountsFlag is the value of --mounts, and of --tmpfs, which is one more of those:
+// they are carried out in the order in which they were given.
+type mountsFlag struct {
+	list  *[]string
+	tmpfs bool
+}
+
+func (f *mountsFlag) String() string { return "" }
+func (f *mountsFlag) Type() string   { return "string" }
+
+func (f *mountsFlag) Set(arg string) error {
+	if f.tmpfs {
+		arg = "tmpfs:" + strings.ReplaceAll(arg, ",", "+")
+	}
+	*f.list = append(*f.list, arg)
+	return nil
 }
 
 // check finds flags that contradict each other or stand in the wrong place.
@@ -210,12 +233,18 @@ func (o *runOptions) spec(image string, command []string) (*runtime.Spec, error)
 		}
 		s.Mounts = append(s.Mounts, runtime.Mount{Source: home, Target: target})
 	}
+	parser := &runtime.MountParser{Dir: cwd, Getenv: os.LookupEnv}
+	site, err := siteMounts(parser)
+	if err != nil {
+		return nil, err
+	}
+	s.Mounts = append(site, s.Mounts...)
 	for _, arg := range o.mounts {
-		ms, err := runtime.ParseMounts(arg, cwd)
+		ms, err := parser.Parse(arg)
 		if err != nil {
 			return nil, fmt.Errorf("--mounts: %w", err)
 		}
-		if cwdErr != nil && slices.ContainsFunc(ms, func(m runtime.Mount) bool { return !filepath.IsAbs(m.Source) }) {
+		if cwdErr != nil && slices.ContainsFunc(ms, func(m runtime.Mount) bool { return m.Host() && !filepath.IsAbs(m.Source) }) {
 			return nil, fmt.Errorf("--mounts: working directory of a relative source: %w", cwdErr)
 		}
 		s.Mounts = append(s.Mounts, ms...)
@@ -236,7 +265,10 @@ func (o *runOptions) spec(image string, command []string) (*runtime.Spec, error)
 // of the message.
 func checkSources(s *runtime.Spec) error {
 	for _, m := range s.Mounts {
-		if _, err := os.Stat(m.Source); err != nil && !slices.Contains(m.Flags, "nofail") {
+		if !m.Host() || m.MayFail() {
+			continue
+		}
+		if _, err := os.Stat(m.Source); err != nil {
 			return fmt.Errorf("--mounts: source %w", unwrapPath(m.Source, err))
 		}
 	}
