@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,6 +38,7 @@ type builder struct {
 	ask     ConfigFunc  // may be nil
 	config  *Config     // of the image; there is one since OpPivot
 	workdir string      // where OpChdir went
+	phases  phases
 }
 
 func newBuilder(o *order, mount MountFunc, ask ConfigFunc, files []*os.File) *builder {
@@ -57,9 +59,11 @@ func (b *builder) apply() error {
 		if op.Do == OpExec {
 			break
 		}
+		begin := time.Now()
 		if err := b.do(i, op); err != nil {
 			return &OpError{Op: op, Err: err}
 		}
+		b.phases.since(begin, op.phase())
 	}
 	return nil
 }

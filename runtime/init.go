@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 	"unicode"
 	"unsafe"
 
@@ -35,6 +36,8 @@ type order struct {
 	Group int
 	// Files is how many descriptors are for the MountFunc. More are only held.
 	Files int
+	// Timed: the runner wants to know how long the parts of the setup took.
+	Timed bool
 }
 
 // Fields makes it a wire.Message.
@@ -67,6 +70,7 @@ func (o *order) Fields(c *wire.Coder) {
 	})
 	wire.Int(c, &o.Group)
 	wire.Int(c, &o.Files)
+	c.Bool(&o.Timed)
 }
 
 // maxOrder bounds the order's size. Arguments and environment of a command are
@@ -108,7 +112,7 @@ func Init(mount MountFunc, config ConfigFunc) int {
 	}
 	argv := b.config.command(o.Ops[len(o.Ops)-1])
 	env := environment(&o.Spec, b.config.environ(), b.workdir)
-	return t.run(&o, argv, env, runner)
+	return t.run(&o, argv, env, runner, &b.phases)
 }
 
 // task is the command, for the goroutine that starts it and the one that
@@ -119,10 +123,11 @@ type task struct {
 }
 
 // run starts the command, waits for it, and ends what it left behind.
-func (t *task) run(o *order, argv, env []string, runner *os.File) int {
+func (t *task) run(o *order, argv, env []string, runner *os.File, ph *phases) int {
 	if err := becomeSubreaper(); err != nil {
 		return fail(ExitFailed, err)
 	}
+	begin := time.Now()
 	pid, err := t.start(argv, env, o.Group)
 	if err != nil {
 		code := ExitNoExec
@@ -132,6 +137,10 @@ func (t *task) run(o *order, argv, env []string, runner *os.File) int {
 		return fail(code, fmt.Errorf("%s: %w", o.Spec.Image, err))
 	}
 	_, _ = runner.Write([]byte{started})
+	if o.Timed {
+		ph.since(begin, Op{Do: OpExec}.phase())
+		tellPhases(runner, ph)
+	}
 	status := wait(pid)
 	endAll()
 	return status

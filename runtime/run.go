@@ -23,6 +23,9 @@ type Runner struct {
 	// that this process has already: a shell that executed it in its place may
 	// have left some.
 	Spare []int
+	// Phases, if not nil, is called once when the command was started, by another
+	// goroutine, with how long each part of the setup took. Wait waits for it.
+	Phases func([]Phase)
 
 	pid     int
 	socket  *os.File
@@ -80,7 +83,7 @@ func (r *Runner) Start(s *Spec, h *Host) (err error) {
 // command's.
 func (r *Runner) Send(ops []Op) error {
 	r.signals = catchSignals()
-	o := &order{Spec: *r.spec, Ops: ops, Group: unix.Getpgrp(), Files: len(r.Files)}
+	o := &order{Spec: *r.spec, Ops: ops, Group: unix.Getpgrp(), Files: len(r.Files), Timed: r.Phases != nil}
 	if r.spec.unshares("pid") {
 		o.Group = 0 // init is in it already
 	}
@@ -92,7 +95,11 @@ func (r *Runner) Send(ops []Op) error {
 func (r *Runner) Wait() (int, error) {
 	done := make(chan struct{})
 	go r.forward(done)
-	go r.listen()
+	heard := make(chan struct{})
+	go func() {
+		defer close(heard)
+		r.listen()
+	}()
 	var ws unix.WaitStatus
 	for {
 		_, err := unix.Wait4(r.pid, &ws, 0, nil)
@@ -104,6 +111,7 @@ func (r *Runner) Wait() (int, error) {
 		}
 	}
 	close(done)
+	<-heard // the other end of the socket is closed
 	r.pid = 0
 	endChildren(r.Spare...)
 	r.close()
@@ -134,6 +142,9 @@ func (r *Runner) listen() {
 	var b [1]byte
 	if n, _ := r.socket.Read(b[:]); n == 1 && b[0] == started {
 		r.running.Store(true)
+		if r.Phases != nil {
+			r.hearPhases()
+		}
 	}
 }
 

@@ -28,6 +28,7 @@ const (
 	probeName  = "squire-test-probe"
 	specEnv    = "SQUIRE_TEST_SPEC"
 	keepUmask  = "SQUIRE_TEST_UMASK"
+	tellNames  = "SQUIRE_TEST_PHASES"
 	plainUID   = 23456 // needs no account
 )
 
@@ -60,6 +61,13 @@ func testRunner() int {
 		return fail(ExitFailed, err)
 	}
 	var r Runner
+	if os.Getenv(tellNames) != "" {
+		r.Phases = func(phases []Phase) {
+			for _, p := range phases {
+				fmt.Fprintln(os.Stderr, p.Name, p.Took > 0)
+			}
+		}
+	}
 	if err = r.Start(&s, h); err != nil {
 		return fail(ExitFailed, err)
 	}

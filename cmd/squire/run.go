@@ -32,6 +32,7 @@ type runOptions struct {
 	json      bool
 	stats     bool
 	noTrace   bool
+	verbose   bool
 
 	traced bool     // use the image's trace, or record one
 	into   *os.File // record all that is read into this file instead; nil: no
@@ -118,6 +119,7 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	f.StringSliceVar(&o.unshare, "unshare", nil, "namespaces of the container's own: NS[,...] of "+strings.Join(runtime.Namespaces(), ", "))
 	f.StringVar(&o.hostname, "hostname", "", "name of the machine inside; implies --unshare uts")
 	f.BoolVar(&o.mountHome, "mount-home", false, "bind the home directory")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "say on standard error how long each part of the start took")
 	f.BoolVar(&o.stats, "stats", false, "afterwards, say on standard error how much of the image was read")
 }
 
@@ -291,8 +293,9 @@ func printPlan(w io.Writer, ops []runtime.Op, asJSON bool) error {
 
 // start runs the container and returns its exit status.
 func (o *runOptions) start(spec *runtime.Spec, host *runtime.Host, ops []runtime.Op) (int, error) {
+	times := o.timesOfStart()
 	if spec.Dir != "" {
-		return runContainer(&runtime.Runner{}, spec, host, ops, func() error { return nil })
+		return runContainer(&runtime.Runner{Phases: times.report()}, spec, host, ops, func() error { return nil })
 	}
 	file, err := openImage(spec.Image)
 	if err != nil {
@@ -305,7 +308,7 @@ func (o *runOptions) start(spec *runtime.Spec, host *runtime.Host, ops []runtime
 	if err != nil {
 		return 0, err
 	}
-	r := &runtime.Runner{Files: []*os.File{srv.conn}, Spare: []int{srv.pid}}
+	r := &runtime.Runner{Files: []*os.File{srv.conn}, Spare: []int{srv.pid}, Phases: times.report()}
 	status, err := runContainer(r, spec, host, ops, func() error {
 		cfg := serverConfig{Image: spec.Image, Owner: owner(spec, host), Restrict: true, Steadfast: true}
 		if err := srv.open(cfg, file, o.traces(spec.Image, file)); err != nil {
@@ -314,6 +317,7 @@ func (o *runOptions) start(spec *runtime.Spec, host *runtime.Host, ops []runtime
 		var failed error
 		runtime.Shielded(func() { failed = srv.startGuard() })
 		r.Spare = append(r.Spare, srv.guardPID)
+		times.served()
 		return failed
 	})
 	last, early := srv.finish()
