@@ -60,7 +60,7 @@ func (b *builder) apply() error {
 			break
 		}
 		begin := time.Now()
-		if err := b.do(i, op); err != nil {
+		if err := b.do(i, op); err != nil && !slices.Contains(op.Flags, ifPossible) {
 			return &OpError{Op: op, Err: err}
 		}
 		b.phases.since(begin, op.phase())
@@ -119,7 +119,9 @@ func (b *builder) do(i int, op Op) error {
 	case OpFile:
 		return b.file(i, op)
 	case OpSymlink:
-		return symlinkIn(b.root, op.Source, op.Target)
+		return b.link(op)
+	case OpCache:
+		return b.cache(op)
 	case OpSeal:
 		return b.seal()
 	case OpPivot:

@@ -2,7 +2,6 @@ package runtime
 
 import (
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -19,7 +18,7 @@ type Host struct {
 
 	UID int
 	GID int
-	// Devices are the device nodes to show, absolute paths.
+	// Devices are the device nodes to show beside Spec.Devices, absolute paths.
 	Devices []string
 	// Terminal is the path of the terminal on standard input, if it is one.
 	Terminal string
@@ -36,14 +35,9 @@ const cgroup2File = "/sys/fs/cgroup/cgroup.controllers"
 
 var optionalPaths = []string{"/etc/resolv.conf", "/etc/hosts", "/dev/shm", "/dev/mqueue", "/dev/hugepages", cgroup2File}
 
-// deviceNodes are harmless nodes that programs expect, and those of
-// accelerators and RDMA adapters; the kernel and Slurm's device cgroup decide
-// who may open the latter.
-var deviceNodes = []string{
-	"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/fuse",
-	"/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/nvidia-caps-imex-channels/*", "/dev/gdrdrv",
-	"/dev/kfd", "/dev/dri/*", "/dev/infiniband/*", "/dev/knem", "/dev/xpmem",
-}
+// deviceNodes are harmless nodes that programs expect. Those of accelerators
+// are in Spec.Devices.
+var deviceNodes = []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/fuse"}
 
 // Probe looks at this machine and process.
 func Probe() *Host {
@@ -53,12 +47,9 @@ func Probe() *Host {
 			h.Present = append(h.Present, p)
 		}
 	}
-	for _, pattern := range deviceNodes {
-		nodes, _ := filepath.Glob(pattern) // the patterns are constant and valid
-		for _, n := range nodes {
-			if fi, err := os.Stat(n); err == nil && fi.Mode()&os.ModeCharDevice != 0 {
-				h.Devices = append(h.Devices, n)
-			}
+	for _, n := range deviceNodes {
+		if fi, err := os.Stat(n); err == nil && fi.Mode()&os.ModeCharDevice != 0 {
+			h.Devices = append(h.Devices, n)
 		}
 	}
 	if tty, err := os.Readlink("/proc/self/fd/0"); err == nil && strings.HasPrefix(tty, "/dev/pts/") {

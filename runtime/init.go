@@ -111,7 +111,7 @@ func Init(mount MountFunc, config ConfigFunc) int {
 		return fail(ExitFailed, explain(err, &o.Spec))
 	}
 	argv := b.config.command(o.Ops[len(o.Ops)-1])
-	env := environment(&o.Spec, b.config.environ(), b.workdir)
+	env := driverEnvironment(o.Ops, environment(&o.Spec, b.config.environ(), b.workdir))
 	return t.run(&o, argv, env, runner, &b.phases)
 }
 

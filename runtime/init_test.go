@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"reflect"
 	"testing"
+
+	"github.com/squirefs/squire/runtime/gpu"
 )
 
 // A field that order.Fields forgot would not reach the init stage.
@@ -40,6 +42,10 @@ func fill(t *testing.T, v reflect.Value) {
 	case reflect.Struct:
 		for i := range v.NumField() {
 			fill(t, v.Field(i))
+		}
+	case reflect.Pointer:
+		if v.Type() != reflect.TypeFor[*gpu.Set]() { // that one is in the plan
+			t.Fatalf("a pointer of type %v", v.Type())
 		}
 	default:
 		t.Fatalf("a field of kind %v", v.Kind())

@@ -29,6 +29,7 @@ const (
 	OpFile     Verb = "file"     // a file of the lines in Args appears at Target, if its directory is there
 	OpUmount   Verb = "umount"   // what is mounted last at Target goes
 	OpSymlink  Verb = "symlink"  // Target points to Source
+	OpCache    Verb = "ldcache"  // the loader's cache at Target has the libraries in Args, too
 	OpSeal     Verb = "seal"     // the layer becomes read-only
 	OpPivot    Verb = "pivot"    // the new root becomes /, the host's goes
 	OpChdir    Verb = "chdir"    // the working directory
@@ -46,7 +47,8 @@ type Op struct {
 	// source may be missing; options of the file system for tmpfs and devpts.
 	// "unless-configured" is for chdir and exec: the image's Config, which is not
 	// known before the pivot, may say something else. "after-entrypoint" is for
-	// exec: the entrypoint in the Config comes before Args.
+	// exec: the entrypoint in the Config comes before Args. "if-possible" is for
+	// what the container can do without.
 	Flags []string `json:"flags,omitempty"`
 	// Args is the command of OpExec. For an OpLayer flagged "when-missing" it
 	// lists the targets of which at least one must be missing from the image
@@ -85,7 +87,7 @@ func Plan(s *Spec, h *Host) ([]Op, error) {
 	if err := s.check(); err != nil {
 		return nil, err
 	}
-	on := slices.Concat(systemMounts(s, h), aptSandbox(s, h), deviceMounts(s, h))
+	on := slices.Concat(systemMounts(s, h), aptSandbox(s, h), deviceMounts(s, h), acceleratorMounts(s))
 	for i, m := range s.Mounts {
 		if !slices.ContainsFunc(s.Mounts[:i], m.equal) { // as pyxis does
 			on = append(on, mountOp(m))

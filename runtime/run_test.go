@@ -56,6 +56,9 @@ func testRunner() int {
 		return fail(ExitFailed, err)
 	}
 	s, h := o.Spec, Probe()
+	if err := addDevices(&s); err != nil {
+		return fail(ExitFailed, err)
+	}
 	ops, err := Plan(&s, h)
 	if err != nil {
 		return fail(ExitFailed, err)

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/squirefs/squire/runtime/gpu"
 )
 
 // Spec is what the user asked for. The zero value of each field means its
@@ -38,6 +40,11 @@ type Spec struct {
 	Unshare []string
 	// Hostname is the machine's name inside, in a uts namespace. Empty: the host's.
 	Hostname string
+
+	// Devices are accelerators and adapters of the host, with what they need. Nil:
+	// none. It is in the plan, and not sent to the init stage. Its variables are the
+	// caller's to add.
+	Devices *gpu.Set
 
 	// Environ is the caller's environment, as of os.Environ.
 	Environ []string

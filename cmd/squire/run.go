@@ -34,6 +34,8 @@ type runOptions struct {
 	noTrace   bool
 	verbose   bool
 
+	devices deviceOptions
+
 	traced bool     // use the image's trace, or record one
 	into   *os.File // record all that is read into this file instead; nil: no
 }
@@ -120,6 +122,7 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	f.StringVar(&o.hostname, "hostname", "", "name of the machine inside; implies --unshare uts")
 	f.BoolVar(&o.mountHome, "mount-home", false, "bind the home directory")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "say on standard error how long each part of the start took")
+	o.devices.addFlags(f)
 	f.BoolVar(&o.stats, "stats", false, "afterwards, say on standard error how much of the image was read")
 }
 
@@ -259,6 +262,9 @@ func (o *runOptions) spec(image string, command []string) (*runtime.Spec, error)
 				return nil, fmt.Errorf("--writable: %w", err)
 			}
 		}
+	}
+	if err := o.devices.apply(s); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
