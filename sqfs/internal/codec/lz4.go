@@ -17,7 +17,7 @@ func (lz4Decoder) Decode(dst, src []byte) (int, error) {
 
 // lz4Encoder makes raw LZ4 blocks: with the fast compressor at level 0, else with HC.
 type lz4Encoder struct {
-	fast lz4.Compressor
+	fast lz4.CompressorCCompat
 	high *lz4.CompressorHC
 }
 

@@ -70,28 +70,3 @@ func (s *zstdState) decode(dst, src []byte) (int, error) {
 	}
 	return len(out), nil
 }
-
-// zstdEncoder makes zstd frames of a single segment, with their size and without a
-// checksum, which the kernel would check and mksquashfs does not write.
-type zstdEncoder struct{ e *zstd.Encoder }
-
-func newZstdEncoder(level, size int) (Encoder, error) {
-	window := 1 << 13 // metadata blocks
-	for window < size {
-		window <<= 1
-	}
-	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true),
-		zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)), zstd.WithWindowSize(window))
-	return zstdEncoder{e}, err
-}
-
-func (e zstdEncoder) Encode(dst, src []byte) (int, error) {
-	out := e.e.EncodeAll(src, dst[:0])
-	if len(out) >= len(src) {
-		return 0, nil
-	}
-	if &out[0] != &dst[0] { // it needed more room before it saw a shorter form
-		copy(dst, out)
-	}
-	return len(out), nil
-}
