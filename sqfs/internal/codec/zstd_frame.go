@@ -18,6 +18,8 @@ type zstdEncoder struct {
 	symbols sequenceCoder
 	huff    huff0.Scratch
 	block   []byte
+	split   bool  // blocks into parts that have codes of their own
+	parts   []int // where they end in seqs
 }
 
 // finder splits the part of src from begin on into sequences: it appends them to seqs, and
@@ -43,7 +45,7 @@ func newZstdEncoder(level, size int) (Encoder, error) {
 	size = max(size, 1<<13) // metadata blocks
 	n := min(size, zstdBlock)
 	return &zstdEncoder{
-		find: newFinder(level, size),
+		find: newFinder(level, size), split: level >= 5, parts: make([]int, 0, 64),
 		seqs: make([]sequence, 0, n/3+1), lits: make([]byte, 0, n+16),
 		block: make([]byte, n+n/3*10+1024), // a sequence has at most 78 bits
 		huff:  huff0.Scratch{Reuse: huff0.ReusePolicyNone, Out: make([]byte, 0, n+1024)},
@@ -68,24 +70,18 @@ func (e *zstdEncoder) Encode(dst, src []byte) (int, error) {
 	reps := [3]uint32{1, 4, 8}
 	for begin := 0; begin < len(src); {
 		end := min(begin+zstdBlock, len(src))
-		before := reps
-		b, kind := e.encodeBlock(src[:end], begin, &reps)
-		n := len(b)
-		if kind == blockRaw {
-			b, n, reps = src[begin:end], end-begin, before
-		} else if kind == blockRLE {
-			n, reps = end-begin, before
+		before, last := reps, end == len(src)
+		longer, ok := e.encodeBlock(out, src[:end], begin, &reps, last)
+		if !ok {
+			if len(out)+3+end-begin >= len(src) {
+				return 0, nil
+			}
+			longer, reps = append(zstdHeader(out, blockRaw, end-begin, last), src[begin:end]...), before
 		}
-		if len(out)+3+len(b) >= len(src) {
-			return 0, nil
-		}
-		h := uint32(n)<<3 | uint32(kind)<<1
-		if end == len(src) {
-			h |= 1
-		}
-		out = append(out, byte(h), byte(h>>8), byte(h>>16))
-		out = append(out, b...)
-		begin = end
+		out, begin = longer, end
+	}
+	if len(out) >= len(src) {
+		return 0, nil
 	}
 	return len(out), nil
 }
@@ -97,22 +93,57 @@ const (
 	blockCompressed
 )
 
-// encodeBlock encodes the block that begins at begin and ends with src.
-func (e *zstdEncoder) encodeBlock(src []byte, begin int, reps *[3]uint32) ([]byte, int) {
-	n := len(src) - begin
+func zstdHeader(out []byte, kind, n int, last bool) []byte {
+	h := uint32(n)<<3 | uint32(kind)<<1
+	if last {
+		h |= 1
+	}
+	return append(out, byte(h), byte(h>>8), byte(h>>16))
+}
+
+// encodeBlock appends src from begin on, 128 KiB at most, as a block or several. It is not
+// ok if they are no shorter.
+func (e *zstdEncoder) encodeBlock(out, src []byte, begin int, reps *[3]uint32, last bool) (_ []byte, ok bool) {
+	n, before := len(src)-begin, *reps
+	most := len(out) + n
 	e.seqs, e.lits = e.find.parse(src, begin, e.seqs[:0], e.lits[:0], reps)
-	if len(e.seqs) == 1 && e.seqs[0].match == uint32(n-1) && src[begin] == src[begin+1] && allSame(src[begin:]) {
-		return src[begin : begin+1], blockRLE
+	if len(e.seqs) == 1 && e.seqs[0].match == uint32(n-1) && allSame(src[begin:]) {
+		*reps = before // such a block has no offsets
+		return append(zstdHeader(out, blockRLE, n, last), src[begin]), true
 	}
-	out := e.literals(e.block[:0])
-	if len(out) >= n-8 {
-		return nil, blockRaw
+	e.parts = e.parts[:0]
+	if e.split {
+		e.divide(0, len(e.seqs), 0, len(e.lits))
+	} else {
+		e.parts = append(e.parts, len(e.seqs))
 	}
-	out = e.symbols.encode(out, e.seqs)
-	if len(out) >= n-n>>8 {
-		return nil, blockRaw
+	from, lits := 0, e.lits
+	for k, to := range e.parts {
+		part := e.seqs[from:to]
+		mine := len(lits)
+		if k < len(e.parts)-1 {
+			mine = literalsOf(part)
+		}
+		b := e.literals(e.block[:0], lits[:mine])
+		if len(out)+len(b) < most {
+			b = e.symbols.encode(b, part)
+		}
+		if len(out)+len(b)+3 >= most {
+			return nil, false
+		}
+		out = zstdHeader(out, blockCompressed, len(b), last && k == len(e.parts)-1)
+		out = append(out, b...)
+		from, lits = to, lits[mine:]
 	}
-	return out, blockCompressed
+	return out, true
+}
+
+func literalsOf(seqs []sequence) int {
+	n := 0
+	for i := range seqs {
+		n += int(seqs[i].lits)
+	}
+	return n
 }
 
 func allSame(b []byte) bool {
@@ -125,24 +156,24 @@ func allSame(b []byte) bool {
 }
 
 // literals appends the literals section: RFC 8878, 3.1.1.3.1.
-func (e *zstdEncoder) literals(out []byte) []byte {
+func (e *zstdEncoder) literals(out, lits []byte) []byte {
 	const raw, rle, compressed = 0, 1, 2
-	n := len(e.lits)
+	n := len(lits)
 	var b []byte
 	err := huff0.ErrIncompressible
 	four := n >= 256
 	if n > 32 {
 		if four {
-			b, _, err = huff0.Compress4X(e.lits, &e.huff)
+			b, _, err = huff0.Compress4X(lits, &e.huff)
 		} else {
-			b, _, err = huff0.Compress1X(e.lits, &e.huff)
+			b, _, err = huff0.Compress1X(lits, &e.huff)
 		}
 	}
 	switch {
 	case err == huff0.ErrUseRLE:
-		return append(literalsHeader(out, rle, n), e.lits[0])
+		return append(literalsHeader(out, rle, n), lits[0])
 	case err != nil || len(b)+5 >= n:
-		return append(literalsHeader(out, raw, n), e.lits...)
+		return append(literalsHeader(out, raw, n), lits...)
 	}
 	// Two bits of type, two of format, two sizes of 10, 14 or 18 bits. Format 0 has one
 	// stream, the others four.

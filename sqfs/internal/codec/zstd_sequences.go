@@ -58,7 +58,7 @@ func codeOfLength(n uint32) uint8 {
 	if n < 64 {
 		return lengthCode[n]
 	}
-	return uint8(bits.Len32(n)-1) + 19
+	return min(uint8(bits.Len32(n)-1)+19, lengthCodes-1) // a block of nothing else has one more than the last
 }
 
 // codeOfMatch returns the code of the length of a match.
