@@ -13,7 +13,7 @@ func newFinder(level, size int) finder {
 		return newQuick(bits, level)
 	}
 	if level <= 12 {
-		return newLazy(bits, [...]int{4, 6, 8, 12, 16, 24, 32, 48}[level-5])
+		return newLazy(bits, level)
 	}
 	return newOptimal(bits, level)
 }
@@ -251,18 +251,22 @@ func appendShort(dst, src []byte, from, to int) []byte {
 }
 
 // lazy finds the longest match among the last places of 4 bytes, and looks whether the
-// next two places have a better one before it takes it.
+// next places have a better one before it takes it.
 type lazy struct {
 	positions
 	head     []uint32 // the last place of a hash
 	before   []uint32 // the place before each place, by the lower bits
 	hashBits uint
 	depth    int // places that are looked at
+	ahead    int // how many places a match waits for a better one
 	next     int // the first place that is not in the tables
 }
 
-func newLazy(bits uint, depth int) *lazy {
-	z := &lazy{hashBits: min(bits, 17), depth: depth}
+func newLazy(bits uint, level int) *lazy {
+	z := &lazy{hashBits: min(bits, 17), ahead: 2, depth: [...]int{1, 2, 2, 3, 4, 8, 16, 32}[level-5]}
+	if level < 7 {
+		z.ahead = 1
+	}
 	z.head, z.before = make([]uint32, 1<<z.hashBits), make([]uint32, 1<<bits)
 	return z
 }
@@ -274,7 +278,7 @@ func (z *lazy) start(n int) {
 	z.next = 0
 }
 
-// gain is what a match saves, in about a quarter of a bit... of use for comparison only.
+// gain is what a match saves, in some unit.
 func gain(n int, code uint32) int { return n*4 - bits.Len32(code) }
 
 func (z *lazy) parse(src []byte, begin int, seqs []sequence, lits []byte, reps *[3]uint32) ([]sequence, []byte) {
@@ -287,7 +291,7 @@ func (z *lazy) parse(src []byte, begin int, seqs []sequence, lits []byte, reps *
 			continue
 		}
 		best := gain(n, offsetValue(reps, uint32(i-from), uint32(i-anchor)))
-		for wait := 1; i+wait <= limit && wait <= 2; wait++ {
+		for wait := 1; i+wait <= limit && wait <= z.ahead; wait++ {
 			n2, from2 := z.best(src, i+wait, reps, anchor)
 			if n2 < 4 {
 				continue

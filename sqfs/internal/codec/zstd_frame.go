@@ -8,13 +8,14 @@ import (
 
 // zstdEncoder makes zstd frames (RFC 8878) of a single segment, with their size and
 // without a checksum, as mksquashfs does. Huffman codes are the library's. The rest is our
-// own, as the library's encoder has tables for windows of megabytes, which for a block of
+// own, as the library's encoder has tables for windows of megabytes, which for blocks of
 // 128 KiB cost a fifth of the time, and no parser for high levels: its best is what
-// libzstd has at level 6.
+// libzstd has at level 6 (DESIGN.md, Encoders).
 type zstdEncoder struct {
 	find    finder
 	seqs    []sequence
 	lits    []byte
+	reps    [3]uint32 // the last three offsets
 	symbols sequenceCoder
 	huff    huff0.Scratch
 	block   []byte
@@ -67,16 +68,16 @@ func (e *zstdEncoder) Encode(dst, src []byte) (int, error) {
 		out = binary.LittleEndian.AppendUint32(append(out, single|2<<6), uint32(len(src)))
 	}
 	e.find.start(len(src))
-	reps := [3]uint32{1, 4, 8}
+	e.reps = [3]uint32{1, 4, 8}
 	for begin := 0; begin < len(src); {
 		end := min(begin+zstdBlock, len(src))
-		before, last := reps, end == len(src)
-		longer, ok := e.encodeBlock(out, src[:end], begin, &reps, last)
+		before, last := e.reps, end == len(src)
+		longer, ok := e.encodeBlock(out, src[:end], begin, last)
 		if !ok {
 			if len(out)+3+end-begin >= len(src) {
 				return 0, nil
 			}
-			longer, reps = append(zstdHeader(out, blockRaw, end-begin, last), src[begin:end]...), before
+			longer, e.reps = append(zstdHeader(out, blockRaw, end-begin, last), src[begin:end]...), before
 		}
 		out, begin = longer, end
 	}
@@ -103,12 +104,12 @@ func zstdHeader(out []byte, kind, n int, last bool) []byte {
 
 // encodeBlock appends src from begin on, 128 KiB at most, as a block or several. It is not
 // ok if they are no shorter.
-func (e *zstdEncoder) encodeBlock(out, src []byte, begin int, reps *[3]uint32, last bool) (_ []byte, ok bool) {
-	n, before := len(src)-begin, *reps
+func (e *zstdEncoder) encodeBlock(out, src []byte, begin int, last bool) (_ []byte, ok bool) {
+	n, before := len(src)-begin, e.reps
 	most := len(out) + n
-	e.seqs, e.lits = e.find.parse(src, begin, e.seqs[:0], e.lits[:0], reps)
+	e.seqs, e.lits = e.find.parse(src, begin, e.seqs[:0], e.lits[:0], &e.reps)
 	if len(e.seqs) == 1 && e.seqs[0].match == uint32(n-1) && allSame(src[begin:]) {
-		*reps = before // such a block has no offsets
+		e.reps = before // such a block has no offsets
 		return append(zstdHeader(out, blockRLE, n, last), src[begin]), true
 	}
 	e.parts = e.parts[:0]
