@@ -268,7 +268,7 @@ func (w *Writer) add(r io.Reader) (*Data, error) {
 // and after it. The tail of a longer file becomes a short block of its own, as with
 // mksquashfs: whoever reads such a file has it from one place, and need not expand a
 // fragment of many others' tails. In fragments the tails of a root file system would save
-// a percent of its size.
+// 0.2 % of its size.
 func (w *Writer) place(c *contents) {
 	d := c.data
 	w.holes += d.holes

@@ -32,7 +32,7 @@ type Options struct {
 	NoExports   bool             // no table of inodes by number
 	Duplicates  bool             // store equal files each for itself
 	Processors  int              // at most so many blocks are compressed at once; 0 is GOMAXPROCS
-	Memory      int64            // bytes of blocks under way, in all; 0 is 256 MiB
+	Memory      int64            // bytes of blocks under way, in all; 0 is 256 MiB, and less than 8 blocks are 8
 }
 
 // File is where an image is written: an *os.File, empty or to be overwritten. Nothing is
