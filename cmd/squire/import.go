@@ -468,12 +468,12 @@ func (s *importSummary) upToDate(old *oldImage) *importSummary {
 
 // build writes the image into file, and notes what it became.
 func (s *importSummary) build(ctx context.Context, p *importProgress, plan *importPlan, source importSource, out *output) (err error) {
-	created := source.record().Created
-	if plan.pack.Time.IsZero() && importDigest(source.record()) != "" { // the same whenever it is made
-		seconds := min(max(created.Unix(), 0), 1<<32-1)
-		plan.pack.Time, plan.layer.Time = time.Unix(seconds, 0), seconds
+	po, lo := plan.pack, plan.layer                              // the plan stays: it may be tried again
+	if po.Time.IsZero() && importDigest(source.record()) != "" { // the same whenever it is made
+		seconds := min(max(source.record().Created.Unix(), 0), 1<<32-1)
+		po.Time, lo.Time = time.Unix(seconds, 0), seconds
 	}
-	w, err := pack.NewWriter(out.File(), plan.pack)
+	w, err := pack.NewWriter(out.File(), po)
 	if err != nil {
 		return err
 	}
@@ -481,7 +481,7 @@ func (s *importSummary) build(ctx context.Context, p *importProgress, plan *impo
 	names, sizes := source.layers()
 	p.begin(names, sizes, w.Progress)
 	defer func() { p.close(err) }()
-	root, report, err := source.pack(ctx, w, &plan.layer, out)
+	root, report, err := source.pack(ctx, w, &lo, out)
 	if err != nil {
 		return err
 	}

@@ -603,7 +603,8 @@ func TestSameImport(t *testing.T) {
 func TestImportDamagedCache(t *testing.T) {
 	reg, cache := newRegistry(t), t.TempDir()
 	src := reg.push(t, "hello:1", hello(t, "one"))
-	importJSON(t, reg.importArgs(cache, "-o", filepath.Join(t.TempDir(), "a"), src)...)
+	first := filepath.Join(t.TempDir(), "a")
+	importJSON(t, reg.importArgs(cache, "-o", first, src)...)
 	layers, err := filepath.Glob(cache + "/*/sha256-*")
 	if err != nil || len(layers) < 2 {
 		t.Fatalf("%v, %q", err, layers)
@@ -621,5 +622,11 @@ func TestImportDamagedCache(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "b")
 	if sum := importJSON(t, reg.importArgs(cache, "-o", out, src)...); sum.UpToDate || catImage(t, out, "etc/new") != "one" {
 		t.Errorf("%+v", sum)
+	}
+	if !sameBytes(t, first, out) {
+		t.Error("the second attempt made another image")
+	}
+	if sum := importJSON(t, reg.importArgs(cache, "-o", out, src)...); !sum.UpToDate {
+		t.Error("it is not up to date")
 	}
 }
