@@ -414,8 +414,8 @@ func (o *importOptions) announce(p *importProgress, plan *importPlan, source imp
 		plural(int64(len(rec.Layers)), "layer"), sizeString(compressed), sizeString(img.Size())))
 	if img.CacheDir() != "" {
 		p.say(fmt.Sprintf("layers are kept in %s, %s at most", printable(plan.cache), sizeString(plan.size)))
-	} else if !strings.Contains(rec.Source, "d://") { // engines give their images by way of a file, see package oci
-		p.say("no temporary disk is used")
+	} else if !strings.HasPrefix(rec.Source, "dockerd://") && !strings.HasPrefix(rec.Source, "podman://") {
+		p.say("no temporary disk is used") // as by engines, of whose file package oci has told
 	}
 	// An image is about as large as its layers, whose compression is not much worse. It is
 	// smaller if layers hide much of each other.

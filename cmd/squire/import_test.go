@@ -337,6 +337,33 @@ func TestImportTold(t *testing.T) {
 	}
 }
 
+// An engine's image lies in a file for the time of the import, and nobody says otherwise.
+func TestImportEngineTold(t *testing.T) {
+	dir := t.TempDir()
+	ref, err := name.NewTag("example.org/hello:1")
+	if err == nil {
+		err = tarball.WriteToFile(filepath.Join(dir, "saved.tar"), ref, hello(t, "one"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := "#!/bin/sh\ncase $1 in image) echo 5000;; save) cat " + dir + "/saved.tar;; esac\n"
+	for _, engine := range []string{"docker", "podman"} {
+		if err := os.WriteFile(filepath.Join(dir, engine), []byte(script), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	t.Setenv("DOCKER_HOST", "ssh://nowhere.invalid") // so that the command is asked
+	t.Setenv("CONTAINER_HOST", "ssh://nowhere.invalid")
+	for _, src := range []string{"dockerd://hello:1", "podman://hello:1"} {
+		_, says, err := squire2(t, "import", "--arch", testArch, "--no-cache", "-o", filepath.Join(t.TempDir(), "x"), src)
+		if err != nil || !strings.Contains(says, "are written to ") || strings.Contains(says, "no temporary disk") {
+			t.Errorf("%s: %v\n%s", src, err, says)
+		}
+	}
+}
+
 // Errors are one line, name what is concerned, and leave nothing.
 func TestImportErrors(t *testing.T) {
 	reg, dir := newRegistry(t), t.TempDir()
