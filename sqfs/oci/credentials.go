@@ -214,9 +214,9 @@ func fromEnroot(c *credentials, registry, _, user string) (bool, error) {
 type machine struct{ name, login, password string }
 
 func (m machine) is(registry string) bool {
-	canon, err := checkRegistry(m.name)
+	canon, err := checkRegistry(m.name) // of no name it makes Docker Hub
 	// enroot wants the port left out of the file; with one it is meant exactly.
-	return err == nil && (canon == registry || canon == hostName(registry))
+	return m.name != "" && err == nil && (canon == registry || canon == hostName(registry))
 }
 
 // parseNetrc reads enroot's form of netrc: a secret that begins with $ goes to the end of the
@@ -235,6 +235,9 @@ func parseNetrc(s string) []machine {
 			case "machine":
 				val, line = word(line)
 				all = append(all, machine{name: val})
+				continue
+			case "default": // for ftp: no registry is meant by it
+				all = append(all, machine{})
 				continue
 			case "login", "password", "account":
 			default:

@@ -77,6 +77,19 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
+// What is for no machine that is named goes to none, Docker Hub included.
+func TestNetrcUnnamed(t *testing.T) {
+	home := bare(t)
+	writeFiles(t, home, map[string]string{".config/enroot/.credentials": "machine\n  split.io login me password s3cret\n" +
+		"machine a.io login me password mine\ndefault login anonymous password s3cret\n"})
+	for host, want := range map[string]string{hub: ":", "split.io": ":", "a.io": "me:mine"} {
+		got, err := findCredentials(host, "x", "")
+		if secret := got.config.Username + ":" + got.config.Password; err != nil || secret != want {
+			t.Errorf("%s: %q, %v, want %q", host, secret, err, want)
+		}
+	}
+}
+
 func TestRedact(t *testing.T) {
 	c := credentials{}
 	c.config.Username, c.config.Password = "me", "s3cret"
