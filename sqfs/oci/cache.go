@@ -108,6 +108,9 @@ func blobName(digest string) string { return strings.Replace(digest, ":", "-", 1
 // openFile opens a file of the cache if it is one, with a lock or with errors.Is(err,
 // syscall.EWOULDBLOCK) if another has it.
 func (c *cache) openFile(name string, flag, lock int) (*os.File, error) {
+	if lock == unix.LOCK_EX { // which NFS gives to who may write only (flock(2))
+		flag |= os.O_RDWR
+	}
 	f, err := c.root.OpenFile(name, flag|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
 	if err != nil {
 		return nil, err

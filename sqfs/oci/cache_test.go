@@ -393,6 +393,28 @@ func TestCacheEvicts(t *testing.T) {
 	}
 }
 
+// Exclusive locks are asked for on files that may be written to, as NFS wants it. On other file
+// systems nobody would notice.
+func TestCacheLocksForNFS(t *testing.T) {
+	o := Options{CacheDir: privateDir(t)}
+	c, err := openCache(within(t), &o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	if err = c.root.WriteFile("x", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := c.openFile("x", os.O_RDONLY, unix.LOCK_EX)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0); err != nil || flags&unix.O_ACCMODE != unix.O_RDWR {
+		t.Errorf("flags %#x, %v", flags, err)
+	}
+}
+
 // TestCacheFull has a file system without room for the cache: import goes on without it.
 func TestCacheFull(t *testing.T) {
 	if os.Geteuid() != 0 {
