@@ -417,6 +417,7 @@ type cacheReader struct {
 	whole bool  // it was complete
 	fill  *fill // of this process; nil: complete, or another process fills it
 	off   int64
+	since time.Time // it has waited for another process, zero: not since the last byte
 }
 
 func (r *cacheReader) filling() bool { return r.fill != nil }
@@ -445,6 +446,7 @@ func (r *cacheReader) Read(p []byte) (int, error) {
 		r.off += int64(n)
 		switch {
 		case n > 0:
+			r.since = time.Time{}
 			return n, nil
 		case err != nil && err != io.EOF:
 			return 0, &cacheError{err}
@@ -498,8 +500,14 @@ func (r *cacheReader) wait() error {
 // pollEvery is how often it is looked whether another process has fetched more.
 const pollEvery = 20 * time.Millisecond
 
-// waitOther waits for another process, and takes over if it is gone.
+// waitOther waits for another process, and takes over if it is gone. One that brings nothing
+// for longer than a transfer may crawl is stopped, or waits itself: it is not waited for.
 func (r *cacheReader) waitOther() error {
+	if r.since.IsZero() {
+		r.since = time.Now()
+	} else if time.Since(r.since) > crawlTimes*r.layer.img.o.timeout() {
+		return &cacheError{errors.New("another process has begun to fetch it, and does not go on")}
+	}
 	select {
 	case <-time.After(pollEvery):
 	case <-r.ctx.Done():

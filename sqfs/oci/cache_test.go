@@ -201,6 +201,43 @@ func TestCacheKilled(t *testing.T) {
 	}
 }
 
+// TestCacheStopped has a process that holds a layer's lock and does nothing, as when its user
+// has stopped it: others go on without it.
+func TestCacheStopped(t *testing.T) {
+	bare(t)
+	s := serve(t, false)
+	p := paint(t, Config{}, tarOf(t, 1, 1<<20))
+	s.push(t, "x", "latest", p)
+	o := quick(s)
+	o.CacheDir = privateDir(t)
+	img := open(t, "docker://"+s.host+"/x", o)
+	part := layerFile(o.CacheDir, p, 0) + ".part"
+	held, err := os.OpenFile(part, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	if err = unix.Flock(int(held.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		t.Fatal(err)
+	}
+	img.o.Timeout = 100 * time.Millisecond
+	heard := listen(img.o)
+	r, err := img.Layers()[0].Open(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if b, err := io.ReadAll(r); err != nil || !bytes.Equal(b, p.layers[0]) {
+		t.Errorf("%d bytes, %v", len(b), err)
+	}
+	if !strings.Contains(heard(), "does not go on") {
+		t.Errorf("messages %q", heard())
+	}
+	if _, err := os.Stat(part); err != nil {
+		t.Error("its file was taken away: ", err)
+	}
+}
+
 // TestCacheCancelled leaves a beginning behind, which the next one takes over.
 func TestCacheCancelled(t *testing.T) {
 	bare(t)
