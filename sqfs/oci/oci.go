@@ -32,6 +32,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/squirefs/squire/sqfs/layer"
@@ -91,6 +94,9 @@ func Open(ctx context.Context, source string, o Options) (*Image, error) {
 		return nil, err
 	}
 	want, err := parseArch(o.Arch)
+	if err == nil {
+		err = o.check()
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -108,6 +114,22 @@ func Open(ctx context.Context, source string, o Options) (*Image, error) {
 		return nil, fmt.Errorf("%s: %w", src, err)
 	}
 	return i, nil
+}
+
+// check finds names of registries that can be none: they would be good for nothing, and nobody
+// would be told.
+func (o *Options) check() error {
+	named := slices.Concat(o.Insecure, slices.Sorted(maps.Keys(o.Mirrors)))
+	for _, m := range slices.Concat(slices.Collect(maps.Values(o.Mirrors))...) {
+		host, _, _ := strings.Cut(m, "/")
+		named = append(named, host)
+	}
+	for _, named := range named {
+		if _, err := checkRegistry(named); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (i *Image) open(ctx context.Context, src Source, want platform) (err error) {

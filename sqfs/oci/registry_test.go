@@ -72,6 +72,26 @@ func TestRegistryNotInsecure(t *testing.T) {
 	}
 }
 
+// What names no registry is an error, not an option that does nothing.
+func TestOptionsName(t *testing.T) {
+	bare(t)
+	for _, o := range []Options{
+		{Insecure: []string{"http://localhost:5000"}},
+		{Mirrors: map[string][]string{"https://docker.io": {"mirror.example.org"}}},
+		{Mirrors: map[string][]string{"docker.io": {"https://mirror.example.org"}}},
+	} {
+		o.Retries = -1
+		_, err := Open(within(t), "docker://127.0.0.1:1/x", o)
+		wantError(t, err, "is no registry")
+	}
+	o := Options{Insecure: []string{"[::1]", "plain.example.org"}}
+	for host, want := range map[string]bool{"[::1]:5000": true, "[::1]": true, "[::2]:5000": false, "plain.example.org:80": true, "example.org": false} {
+		if o.insecure(host) != want {
+			t.Errorf("%s: %v", host, !want)
+		}
+	}
+}
+
 func TestRegistryTLS(t *testing.T) {
 	home := bare(t)
 	s := serve(t, true)

@@ -65,7 +65,7 @@ func permanent(format string, args ...any) error {
 func (o *Options) insecure(hostport string) bool {
 	for _, named := range o.Insecure {
 		s, err := checkRegistry(named)
-		if err == nil && (s == hostport || s == hostName(hostport)) {
+		if err == nil && (s == hostport || strings.Trim(s, "[]") == hostName(hostport)) {
 			return true
 		}
 	}
