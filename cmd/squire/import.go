@@ -218,8 +218,15 @@ func (o *importOptions) plan(src string) (*importPlan, error) {
 	if p.mirrors, err = parseMirrors(o.mirrors); err != nil {
 		return nil, err
 	}
-	if o.connections < 1 || o.connections > 256 {
+	switch {
+	case o.connections < 1 || o.connections > 256:
 		return nil, fmt.Errorf("--connections %d: want 1 to 256", o.connections)
+	case o.retries < 0:
+		return nil, fmt.Errorf("--retries %d: want 0 or more", o.retries)
+	case o.timeout <= 0: // the default in package oci, as a size of 0 is
+		return nil, fmt.Errorf("--timeout %v: want a time such as 30s", o.timeout)
+	case p.size == 0:
+		return nil, errors.New("--cache-size 0: --no-cache keeps nothing")
 	}
 	p.layer = layer.Options{AllRoot: o.allRoot, Devices: o.devices, Ahead: p.pack.Memory}
 	if !p.pack.Time.IsZero() {
