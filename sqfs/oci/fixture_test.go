@@ -210,7 +210,7 @@ func (s *server) push(t testing.TB, repo, tag string, p *picture) {
 
 // quick are options under which faults are over in milliseconds.
 func quick(s *server) Options {
-	o := Options{Timeout: 2 * time.Second, backoff: time.Millisecond, Arch: "amd64"}
+	o := Options{Timeout: 20 * time.Second, backoff: time.Millisecond, Arch: "amd64"}
 	if s != nil {
 		o.Insecure = []string{s.host}
 	}

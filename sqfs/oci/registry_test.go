@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -191,7 +192,6 @@ func TestLyingRegistry(t *testing.T) {
 	s.push(t, "x", "latest", p)
 	o := quick(s)
 	o.Retries = 2
-	o.Timeout = 100 * time.Millisecond
 	layerDigest := p.descs[0]["digest"].(string)
 	layers := func(f faultFunc) faultFunc {
 		return func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
@@ -290,6 +290,9 @@ func TestLyingRegistry(t *testing.T) {
 				o := o
 				if cached {
 					o.CacheDir = privateDir(t)
+				}
+				if slices.Contains(c.want, "nothing came any more") { // the others must not hear of a busy machine
+					o.Timeout = 100 * time.Millisecond
 				}
 				img := open(t, "docker://"+s.host+"/x", o)
 				err := tryAll(img, p)
