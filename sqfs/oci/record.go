@@ -169,12 +169,13 @@ func (r *Record) workdir() string { return path.Clean("/" + r.Config.WorkingDir)
 // volumes are absolute paths, sorted.
 func (r *Record) volumes() []string {
 	var all []string
-	for _, v := range slices.Sorted(maps.Keys(r.Config.Volumes)) {
-		if v = path.Clean("/" + v); v != "/" && !slices.Contains(all, v) {
+	for v := range r.Config.Volumes {
+		if v = path.Clean("/" + v); v != "/" {
 			all = append(all, v)
 		}
 	}
-	return all
+	slices.Sort(all)
+	return slices.Compact(all) // there may be tens of thousands
 }
 
 // provenance is the source as enroot writes it.
