@@ -4,9 +4,12 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -349,5 +352,48 @@ func TestPackLine(t *testing.T) {
 	}
 	if got := fmt.Sprint((&packOwner{-1, 5}).of(7, 8)); got != "7 5" {
 		t.Error(got)
+	}
+}
+
+// A named pipe is waited for until somebody writes to it, or a signal comes.
+func TestPackNamedPipe(t *testing.T) {
+	dir := t.TempDir()
+	pipe, image := filepath.Join(dir, "pipe"), filepath.Join(dir, "out", "x.sqsh")
+	if err := errors.Join(os.Mkdir(filepath.Dir(image), 0o755), unix.Mkfifo(pipe, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	cmd := command(ctx, os.Getuid(), "pack", "-q", pipe, image)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	begun := func() bool {
+		fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", cmd.Process.Pid))
+		return slices.ContainsFunc(fds, func(fd string) bool {
+			to, _ := os.Readlink(fd)
+			return strings.HasPrefix(to, filepath.Dir(image))
+		})
+	}
+	if !waitUntil(10*time.Second, begun) {
+		t.Error("it does not begin")
+	}
+	_ = cmd.Process.Signal(unix.SIGINT)
+	var exit *exec.ExitError
+	if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 130 {
+		t.Errorf("interrupted: %v", err)
+	}
+	cmd = command(ctx, os.Getuid(), "pack", "-q", pipe, image)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	waitUntil(10*time.Second, begun)
+	writer := exec.CommandContext(ctx, "sh", "-c", `cat >"$0"`, pipe) // to open a pipe waits, which only a process can be told to leave
+	writer.Stdin = bytes.NewReader(tarOf(t, entryOf{name: "a", text: "piped"}))
+	if err := writer.Run(); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Wait(); err != nil || catImage(t, image, "a") != "piped" {
+		t.Errorf("%v", err)
 	}
 }

@@ -35,8 +35,8 @@ func (a *archive) Name() string {
 func (a *archive) Open(ctx context.Context) (io.ReadCloser, error) {
 	f := os.Stdin
 	if a.name != "-" {
-		var err error
-		if f, err = os.Open(a.name); err != nil {
+		var err error // a pipe that nobody writes to is waited for later, where a signal is heard
+		if f, err = os.OpenFile(a.name, os.O_RDONLY|unix.O_NONBLOCK, 0); err != nil {
 			return nil, unwrapPath(printable(a.name), err)
 		}
 	} else if a.opened {
