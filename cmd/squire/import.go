@@ -85,7 +85,7 @@ failed, and then nothing was changed but the cache.`,
   squire import -o root.sqsh tar:- <root.tar.gz`,
 		Args:              needArgs(1, 1),
 		ValidArgsFunction: completeSource,
-		RunE:              func(c *cobra.Command, args []string) error { return o.run(c, args[0]) },
+		RunE:              func(c *cobra.Command, args []string) error { return plain(o.run(c, args[0])) },
 	}
 	f := cmd.Flags()
 	f.StringVarP(&o.output, "output", "o", "", "the `FILE` to make")
@@ -163,7 +163,7 @@ func (o *importOptions) run(c *cobra.Command, src string) error {
 	p := newImportProgress(c.ErrOrStderr(), o.quiet || o.json)
 	sum, err := o.make(ctx, p, plan)
 	for try := 1; errors.Is(err, oci.ErrCache) && try < 5; try++ { // what was damaged is gone now
-		p.say(runtime.OneLine(err))
+		p.say(runtime.OneLine(plain(err)))
 		p = newImportProgress(c.ErrOrStderr(), o.quiet || o.json)
 		sum, err = o.make(ctx, p, plan)
 	}
@@ -172,7 +172,7 @@ func (o *importOptions) run(c *cobra.Command, src string) error {
 		fmt.Fprintf(c.ErrOrStderr(), "squire: interrupted; %s was not made\n", printable(plan.out))
 		return interrupted(ctx)
 	case err != nil:
-		return importHint(err)
+		return importHint(err, plan.out)
 	}
 	sum.Seconds = time.Since(start).Seconds()
 	for _, unused := range unused(plan.exclude) {
@@ -538,16 +538,51 @@ func (s *importSummary) tell(say func(string)) {
 }
 
 // importHint adds the flag that does something about an error.
-func importHint(err error) error {
+func importHint(err error, out string) error {
 	// What several ways to a registry ended with comes as text.
 	says := func(text string) bool { return strings.Contains(err.Error(), text) }
 	switch {
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		return fmt.Errorf("%w; -o names a file on another disk", err)
+		return fullDisk(err, out)
 	case says("failed to verify certificate"):
 		return fmt.Errorf("%w; --ca-cert FILE trusts the registry's authority", err)
 	case says("not named as insecure"):
 		return fmt.Errorf("%w; --insecure names it", err)
 	}
 	return err
+}
+
+// fullDisk is what to say of a full disk: of the file, not of what was being packed when
+// it happened.
+func fullDisk(err error, out string) error {
+	var at *fs.PathError
+	if !errors.As(err, &at) {
+		return fmt.Errorf("%w; -o names a file on another disk", err)
+	}
+	if at.Path != out {
+		return at
+	}
+	return fmt.Errorf("%w; -o names a file on another disk", at)
+}
+
+// plainError is an error for people, without the names of the packages that it came
+// through. "oci: " would be taken for the kind of source.
+type plainError struct{ error }
+
+// plain makes an error plain.
+func plain(err error) error {
+	if err == nil {
+		return nil
+	}
+	return plainError{err}
+}
+
+func (e plainError) Unwrap() error { return e.error }
+
+func (e plainError) Error() string {
+	text := e.error.Error()
+	for _, name := range []string{"oci: ", "layer: ", "pack: "} {
+		text = strings.ReplaceAll(strings.TrimPrefix(text, name), ": "+name, ": ")
+	}
+	return text
 }

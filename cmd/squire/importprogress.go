@@ -159,7 +159,7 @@ func (p *importProgress) sum() (read, used, total int64) {
 // event is for oci.Options.Event.
 func (p *importProgress) event(ev oci.Event) {
 	if ev.Message != "" {
-		p.say(runtime.OneLine(errors.New(ev.Message)))
+		p.say(runtime.OneLine(plain(errors.New(ev.Message))))
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
