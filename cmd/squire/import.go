@@ -375,12 +375,14 @@ func importDigest(rec *oci.Record) string {
 	return rec.Digest
 }
 
-// oldSource says what another image under the name was made from.
+// oldSource says what another image under the name was made from, and, where that is the
+// same source, what is different now.
 func oldSource(old *oldImage, rec *oci.Record) string {
 	from := shownPath(old.Source)
-	switch {
-	case importDigest(old.Record) != importDigest(rec):
-		from += ", digest " + shortDigest(importDigest(old.Record)) + ", which is " + shortDigest(importDigest(rec)) + " now"
+	switch now := importDigest(rec); {
+	case old.Source != rec.Source:
+	case importDigest(old.Record) != now:
+		from += ", digest " + shortDigest(importDigest(old.Record)) + ", which is " + shortDigest(now) + " now"
 	case old.Platform != rec.Platform:
 		from += " for " + printable(old.Platform)
 	default:
@@ -524,7 +526,7 @@ func (s *importSummary) tell(say func(string)) {
 		}
 		say("left out " + runtime.OneLine(errors.New(line)))
 	}
-	if s.Duplicates > 0 {
+	if s.Saved > 0 { // not for empty files
 		say(fmt.Sprintf("%s had the contents of others, which saved %s", plural(s.Duplicates, "file"), sizeString(s.Saved)))
 	}
 	if s.Hidden > 0 {

@@ -632,6 +632,21 @@ func TestSameImport(t *testing.T) {
 	}
 }
 
+// What is in the way of an import is told with what is different about it.
+func TestOldSource(t *testing.T) {
+	old := &oldImage{Record: &oci.Record{Source: "docker://r/a:1", Digest: "sha256:aa", Platform: "linux/amd64"}}
+	for want, rec := range map[string]oci.Record{
+		"docker://r/a:1": {Source: "tar:x"},
+		"docker://r/a:1, digest aa, which is bb now": {Source: "docker://r/a:1", Digest: "sha256:bb", Platform: "linux/amd64"},
+		"docker://r/a:1 for linux/amd64":             {Source: "docker://r/a:1", Digest: "sha256:aa", Platform: "linux/arm64"},
+		"docker://r/a:1 with other options":          {Source: "docker://r/a:1", Digest: "sha256:aa", Platform: "linux/amd64"},
+	} {
+		if got := oldSource(old, &rec); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
 // What was damaged in the cache is fetched again.
 func TestImportDamagedCache(t *testing.T) {
 	reg, cache := newRegistry(t), t.TempDir()
