@@ -288,6 +288,54 @@ func TestImportRootFS(t *testing.T) {
 	wantOnly(t, dir, "root.sqsh", "root.tar", "root.tar.gz", "stdin.sqsh", "tree", "tree.sqsh")
 }
 
+// A container image that is named as a root file system is refused: what became of it would
+// not run.
+func TestImportNoRootFS(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	tree := func(names ...string) []byte {
+		entries := []entryOf{{name: "./"}}
+		for _, name := range names {
+			entries = append(entries, entryOf{name: name, text: "{}"})
+		}
+		return tarOf(t, entries...)
+	}
+	for src, tt := range map[string]struct {
+		names []string
+		want  string // "": it is a root file system
+	}{
+		"tar:docker.tar": {[]string{"manifest.json", "repositories"}, "; write docker-archive:docker.tar"},
+		"tar:both.tar":   {[]string{"manifest.json", "index.json", "oci-layout", "blobs"}, "; write docker-archive:both.tar"},
+		"tar:oci.tar":    {[]string{"index.json", "oci-layout", "blobs"}, "; write oci-archive:oci.tar"},
+		"dir:layout":     {[]string{"index.json", "oci-layout"}, "; write oci:layout"},
+		"tar:":           {nil, "tar: needs the name of a file"},
+		"dir:":           {nil, "dir: needs the name of a directory"},
+		"tar:root.tar":   {[]string{"manifest.json", "repositories", "bin"}, ""},
+		"tar:one.tar":    {[]string{"manifest.json"}, ""},
+	} {
+		kind, file, _ := strings.Cut(src, ":")
+		err := os.WriteFile(filepath.Join(dir, "in.tar"), tree(tt.names...), 0o644)
+		if err == nil && kind == "dir" && file != "" {
+			if err = os.Mkdir(file, 0o755); err == nil {
+				err = exec.Command("tar", "-C", file, "-xf", "in.tar").Run()
+			}
+		} else if err == nil && file != "" {
+			err = os.Rename("in.tar", file)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = squire2(t, "import", "-q", "-f", "-o", "x.sqsh", src)
+		if tt.want == "" && err != nil || tt.want != "" && (status(err) != 125 || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("%s: %v, want %q", src, err, tt.want)
+		}
+		if _, serr := os.Stat("x.sqsh"); (serr == nil) != (tt.want == "") {
+			t.Errorf("%s: image: %v", src, serr)
+		}
+		os.Remove("x.sqsh")
+	}
+}
+
 func TestImportDefaultOutput(t *testing.T) {
 	for src, want := range map[string]string{
 		"docker://registry.example.org/nvidia/pytorch:23.10": "nvidia+pytorch+23.10.sqsh",

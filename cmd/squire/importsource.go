@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/squirefs/squire/sqfs"
@@ -103,6 +104,9 @@ type tarSource struct {
 }
 
 func openTar(name string, event func(oci.Event)) (*tarSource, error) {
+	if name == "" {
+		return nil, errors.New("tar: needs the name of a file, or - for standard input")
+	}
 	s := &tarSource{archive: archive{name: name}}
 	if name != "-" {
 		fi, err := os.Stat(name)
@@ -133,7 +137,38 @@ func (s *tarSource) layers() (names []string, sizes []int64) {
 
 func (s *tarSource) pack(ctx context.Context, w *pack.Writer, o *layer.Options, _ *output) (*pack.Inode, *layer.Report, error) {
 	o.Plain = true
-	return layer.Merge(ctx, w, []layer.Layer{s}, *o)
+	root, report, err := layer.Merge(ctx, w, []layer.Layer{s}, *o)
+	if err != nil {
+		return nil, nil, err
+	}
+	return root, report, noContainerImage(root, "tar", s.name)
+}
+
+// noContainerImage returns an error if what was named with kind is no root file system, but
+// has the parts of a container image: those of an OCI layout, or what "docker save" writes.
+// Nobody means to run that.
+func noContainerImage(root *pack.Inode, kind, name string) error {
+	has := func(names ...string) bool {
+		return !slices.ContainsFunc(names, func(name string) bool { return root.Entries[name] == nil })
+	}
+	write := ""
+	switch {
+	case has("bin"), has("usr"), has("etc"):
+	case kind == "dir" && has("oci-layout", "index.json"):
+		write = "oci:"
+	case kind == "tar" && (has("manifest.json", "repositories") || has("manifest.json", "blobs")):
+		write = "docker-archive:"
+	case kind == "tar" && has("oci-layout", "index.json"):
+		write = "oci-archive:"
+	}
+	if write == "" {
+		return nil
+	}
+	file := name
+	if name == "-" {
+		file = "FILE"
+	}
+	return fmt.Errorf("%s:%s: is a container image, and no root file system; write %s%s", kind, printable(name), write, printable(file))
 }
 
 func (s *tarSource) Close() error { return nil }
@@ -146,6 +181,9 @@ type dirSource struct {
 }
 
 func openDir(name string) (*dirSource, error) {
+	if name == "" {
+		return nil, errors.New("dir: needs the name of a directory")
+	}
 	fi, err := os.Stat(name)
 	switch {
 	case err != nil:
@@ -180,7 +218,7 @@ func (s *dirSource) pack(ctx context.Context, w *pack.Writer, o *layer.Options, 
 	if r.Xattrs > 0 {
 		s.left = append(s.left, plural(r.Xattrs, "attribute")+" that squashfs cannot have")
 	}
-	return root, &layer.Report{Excluded: r.Excluded, Devices: s.devices, Dropped: s.left}, nil
+	return root, &layer.Report{Excluded: r.Excluded, Devices: s.devices, Dropped: s.left}, noContainerImage(root, "dir", s.name)
 }
 
 // problem notes what was not packed as it was found.
