@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -218,15 +219,11 @@ func (o *importOptions) plan(src string) (*importPlan, error) {
 	if p.mirrors, err = parseMirrors(o.mirrors); err != nil {
 		return nil, err
 	}
-	switch {
-	case o.connections < 1 || o.connections > 256:
-		return nil, fmt.Errorf("--connections %d: want 1 to 256", o.connections)
-	case o.retries < 0:
-		return nil, fmt.Errorf("--retries %d: want 0 or more", o.retries)
-	case o.timeout <= 0: // the default in package oci, as a size of 0 is
-		return nil, fmt.Errorf("--timeout %v: want a time such as 30s", o.timeout)
-	case p.size == 0:
+	if p.size == 0 {
 		return nil, errors.New("--cache-size 0: --no-cache keeps nothing")
+	}
+	if err = o.checkTransfers(); err != nil {
+		return nil, err
 	}
 	p.layer = layer.Options{AllRoot: o.allRoot, Devices: o.devices, Ahead: p.pack.Memory}
 	if !p.pack.Time.IsZero() {
@@ -268,12 +265,47 @@ func (o *importOptions) layerCache() (string, error) {
 	return filepath.Join(dir, "layers"), nil
 }
 
+// checkTransfers checks the flags about registries, which would otherwise be found wrong in
+// the middle, or never.
+func (o *importOptions) checkTransfers() error {
+	switch {
+	case o.connections < 1 || o.connections > 256:
+		return fmt.Errorf("--connections %d: want 1 to 256", o.connections)
+	case o.timeout <= 0: // the default in package oci, as a size of 0 is
+		return fmt.Errorf("--timeout %v: want a time such as 30s", o.timeout)
+	case o.retries < 0:
+		return fmt.Errorf("--retries %d: want 0 or more", o.retries)
+	}
+	for _, registry := range o.insecure {
+		if !isRegistry(registry) {
+			return fmt.Errorf("--insecure %s: want HOST or HOST:PORT", printable(registry))
+		}
+	}
+	for _, file := range o.caCerts {
+		pem, err := os.ReadFile(file)
+		if err == nil && !x509.NewCertPool().AppendCertsFromPEM(pem) {
+			err = errors.New("has no certificate in PEM form")
+		}
+		if err != nil {
+			return fmt.Errorf("--ca-cert %w", unwrapPath(file, err))
+		}
+	}
+	return nil
+}
+
+// isRegistry reports whether this names a registry, and nothing besides.
+func isRegistry(name string) bool {
+	src, err := oci.ParseSource("docker://" + name + "#image")
+	return err == nil && name != "" && src.User == "" && src.Repository != "" && !strings.Contains(name, "#")
+}
+
 func parseMirrors(list []string) (map[string][]string, error) {
 	mirrors := make(map[string][]string)
 	for _, m := range list {
 		registry, mirror, ok := strings.Cut(m, "=")
-		if !ok || registry == "" || mirror == "" {
-			return nil, fmt.Errorf("--mirror %s: want REGISTRY=MIRROR", printable(m))
+		host, _, _ := strings.Cut(mirror, "/")
+		if !ok || !isRegistry(registry) || !isRegistry(host) {
+			return nil, fmt.Errorf("--mirror %s: want REGISTRY=MIRROR, each HOST or HOST:PORT, with /PATH behind MIRROR", printable(m))
 		}
 		mirrors[registry] = append(mirrors[registry], mirror)
 	}
