@@ -34,6 +34,9 @@ func newOutput(path string, force bool) (*output, error) {
 	if path == "" || strings.HasSuffix(path, "/") || o.name == "." || o.name == ".." {
 		return nil, fmt.Errorf("%s: not the name of a file", printable(path))
 	}
+	if path == "-" { // whoever means a file writes ./-
+		return nil, errors.New("-: an image is not written in one go, so it cannot go to standard output")
+	}
 	fd, err := unix.Open(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: filepath.Dir(path), Err: err}

@@ -147,6 +147,7 @@ func TestOutputRefuses(t *testing.T) {
 		at("dir") + "/":  {"not the name", "not the name"},
 		"":               {"not the name", "not the name"},
 		"..":             {"not the name", "not the name"},
+		"-":              {"standard output", "standard output"},
 		at("none/out"):   {"no such file", "no such file"},
 		at("file/out"):   {"not a directory", "not a directory"},
 		at("new"):        {"", ""},
