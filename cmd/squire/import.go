@@ -112,12 +112,17 @@ failed, and then nothing was changed but the cache.`,
 	_ = cmd.MarkFlagFilename("output") // these fail for unknown flags only
 	_ = cmd.MarkFlagFilename("ca-cert")
 	_ = cmd.MarkFlagDirname("cache-dir")
+	_ = cmd.RegisterFlagCompletionFunc("comp", completeCompressor)
+	_ = cmd.RegisterFlagCompletionFunc("arch", cobra.FixedCompletions([]string{"amd64", "arm64"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
 // completeSource completes the name of a source: only files can be.
 func completeSource(_ *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
 	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	if strings.Contains(word, "://") {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	if strings.Contains(word, ":") {

@@ -288,6 +288,25 @@ func TestImportRootFS(t *testing.T) {
 	wantOnly(t, dir, "root.sqsh", "root.tar", "root.tar.gz", "stdin.sqsh", "tree", "tree.sqsh")
 }
 
+func TestImportCompletion(t *testing.T) {
+	for _, tt := range []struct{ verb, flag, word, want string }{
+		{"import", "", "", "docker://\noci:\n"},
+		{"import", "", "docker://ubu", ":4\n"}, // names of files are none of images
+		{"import", "", "oci:/", ":0\n"},
+		{"import", "--comp", "", "zstd\ngzip\nlz4\nnone\n:4\n"},
+		{"pack", "--comp", "", "zstd\ngzip\nlz4\nnone\n:4\n"},
+		{"import", "--arch", "", "amd64\narm64\n:4\n"},
+	} {
+		args := []string{"__complete", tt.verb, tt.flag, tt.word}
+		if tt.flag == "" {
+			args = slices.Delete(args, 2, 3)
+		}
+		if out, err := squire(t, args...); err != nil || !strings.HasPrefix(out, tt.want) {
+			t.Errorf("%q: %v, %q, want %q", args, err, out, tt.want)
+		}
+	}
+}
+
 // A container image that is named as a root file system is refused: what became of it would
 // not run.
 func TestImportNoRootFS(t *testing.T) {

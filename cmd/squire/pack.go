@@ -87,6 +87,7 @@ if signal N interrupted it and 125 if it failed, and then nothing was changed.`,
 	f.BoolVar(&o.json, "json", false, "print a summary as JSON")
 	_ = cmd.MarkFlagFilename("exclude-from") // these fail for unknown flags only
 	_ = cmd.MarkFlagFilename("sort")
+	_ = cmd.RegisterFlagCompletionFunc("comp", completeCompressor)
 	return cmd
 }
 

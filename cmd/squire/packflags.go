@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/squirefs/squire/sqfs"
@@ -39,6 +40,9 @@ func (p *packFlags) AddFlags(f *pflag.FlagSet) {
 	f.IntVarP(&p.processors, "processors", "j", 0, "how many processors compress (0: all)")
 	f.StringVar(&p.memory, "memory", "256M", "`SIZE` of the blocks that are held in memory")
 }
+
+// completeCompressor completes --comp.
+var completeCompressor = cobra.FixedCompletions([]string{"zstd", "gzip", "lz4", "none"}, cobra.ShellCompDirectiveNoFileComp)
 
 // options says what the flags and SOURCE_DATE_EPOCH ask for.
 func (p *packFlags) options() (pack.Options, error) {
