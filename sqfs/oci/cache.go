@@ -97,9 +97,11 @@ func owned(st fs.FileInfo) error {
 }
 
 // close waits for what is being fetched to be kept or given up, which the end of the context
-// given to openCache makes soon.
+// given to openCache makes soon. Then the cache keeps to its size, also if it is smaller than
+// the one that was asked for before.
 func (c *cache) close() {
 	c.wg.Wait()
+	c.evict(0)
 	c.root.Close()
 }
 

@@ -423,10 +423,18 @@ func TestCacheEvicts(t *testing.T) {
 	// What is larger than the cache is not cached, and that is said.
 	o.CacheSize = 1000
 	heard := listen(&o)
-	img = open(t, fmt.Sprintf("docker://%s/x:v0", s.host), o)
-	readAll(t, img, all[0])
+	small := open(t, fmt.Sprintf("docker://%s/x:v0", s.host), o)
+	readAll(t, small, all[0])
 	if !strings.Contains(heard(), "not cached") {
 		t.Errorf("messages %q", heard())
+	}
+	// A cache that is to be smaller than before becomes so, though nothing is added to it.
+	r.Close()
+	small.Close()
+	for _, name := range cacheFiles(t, o.CacheDir, "") {
+		if st, err := os.Stat(name); err != nil || st.Size() > o.CacheSize {
+			t.Errorf("left: %s, %v", name, err)
+		}
 	}
 }
 
