@@ -46,7 +46,15 @@ func (c *credentials) String() string {
 	if c.found() {
 		return "with the credentials in " + c.source + ": are they still good, and for this image?"
 	}
-	return "without credentials: none in " + strings.Join(c.looked, ", ") + "; " + hintLogin
+	return "without credentials: " + c.missing() + "; " + hintLogin
+}
+
+// missing says where there are none.
+func (c *credentials) missing() string {
+	if len(c.looked) == 0 {
+		return "no file is known to have them, for HOME is not set"
+	}
+	return "none in " + strings.Join(c.looked, ", ")
 }
 
 // redact takes secrets out of a text, should a server have put them there.
@@ -75,7 +83,7 @@ func findCredentials(registry, repo, user string) (credentials, error) {
 		}
 	}
 	if user != "" {
-		return c, fmt.Errorf("oci: no credentials of the user that is named for %s in %s: %s", registry, strings.Join(c.looked, ", "), hintLogin)
+		return c, fmt.Errorf("oci: no credentials of the user that is named for %s: %s; %s", registry, c.missing(), hintLogin)
 	}
 	return c, nil
 }

@@ -8,6 +8,20 @@ import (
 	"testing"
 )
 
+func TestCredentialsHomeless(t *testing.T) {
+	bare(t)
+	for _, name := range []string{"HOME", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "ENROOT_CONFIG_PATH"} {
+		t.Setenv(name, "")
+	}
+	got, err := findCredentials("reg.io", "x", "")
+	if err != nil || got.found() || !strings.Contains(got.String(), "HOME is not set") {
+		t.Errorf("%v, %v", &got, err)
+	}
+	if _, err = findCredentials("reg.io", "x", "me"); err == nil || !strings.Contains(err.Error(), "HOME is not set") {
+		t.Error(err)
+	}
+}
+
 func TestCredentials(t *testing.T) {
 	home := bare(t)
 	bin := t.TempDir()

@@ -75,7 +75,7 @@ func ParseSource(source string) (Source, error) {
 		case "http", "https":
 			return Source{}, fmt.Errorf("oci: %s:// names no image: a registry is written docker://REGISTRY/IMAGE[:TAG]", kind)
 		}
-		return Source{}, fmt.Errorf("oci: unknown kind of source %q: docker://, oci:, oci-archive:, docker-archive:, dockerd:// and podman:// are known", kind)
+		return Source{}, fmt.Errorf("oci: unknown kind of source %q: docker://, oci:, oci-archive:, docker-archive:, dockerd:// and podman:// are container images, tar: and dir: root file systems", kind)
 	}
 	if kind, rest, ok := strings.Cut(source, ":"); ok {
 		switch kind {
