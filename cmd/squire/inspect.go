@@ -354,7 +354,7 @@ func (i *imageInfo) print(w io.Writer) error {
 	if i.Import != nil {
 		printRecord(i.Import, row)
 	} else if i.ImportError != "" {
-		row("Imported from", "cannot be told: "+runtime.OneLine(errors.New(i.ImportError)))
+		row("Imported from", "cannot be told: "+runtime.OneLine(plain(errors.New(i.ImportError))))
 	}
 	if err := t.Flush(); err != nil {
 		return err

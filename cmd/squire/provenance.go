@@ -23,7 +23,7 @@ const (
 func imageConfig(read func(name string) ([]byte, error)) (*runtime.Config, error) {
 	rec, err := oci.FindRecord(func(name string) ([]byte, error) { return read("/" + name) })
 	if err != nil || rec == nil {
-		return nil, err
+		return nil, plain(err)
 	}
 	c := &runtime.Config{Entrypoint: rec.Config.Entrypoint, Cmd: rec.Config.Cmd, WorkingDir: rec.Config.WorkingDir}
 	if rec.Version > 0 { // one of enroot's has its variables only in /etc/environment
