@@ -61,9 +61,10 @@ while they are downloaded, and are never unpacked. SOURCE is
 Without --output the image is called as enroot would call it, like
 nvidia+pytorch+23.10-py3.sqsh, in the working directory. It appears there complete or
 not at all. A file that is there already is an error, unless it was made from the same
-image with the same options: then nothing is done, which takes one request. The image of
-one digest, SOURCE and options is the same, byte for byte, whenever and wherever it is
-made: its time is the container image's, unless --time or SOURCE_DATE_EPOCH sets another.
+image with the same options: then nothing is done but to ask for the image's digest. The
+image of one digest, SOURCE and options is the same, byte for byte, whenever and wherever
+it is made: its time is the container image's, unless --time or SOURCE_DATE_EPOCH sets
+another.
 
 Credentials come from Docker's and Podman's configuration, with their helpers, and from
 enroot's .credentials in $ENROOT_CONFIG_PATH or ~/.config/enroot.
