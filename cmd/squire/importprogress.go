@@ -208,6 +208,9 @@ func (p *importProgress) tick(now time.Time) {
 	read, used, total := p.sum()
 	if p.bars != nil {
 		n := p.packed()
+		if len(p.layers) == 0 { // a directory: nothing else says that it moves
+			used = n.In
+		}
 		p.packing.UpdateTotal(total)
 		p.packing.SetValue(used)
 		p.packing.UpdateMessage(fmt.Sprintf("packing %s into %s", sizeString(n.In), sizeString(n.Out)))

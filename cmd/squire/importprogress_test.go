@@ -182,6 +182,15 @@ func TestImportProgressTerminal(t *testing.T) {
 	}
 }
 
+// A directory has no layers: the line for packing tells what was read.
+func TestImportProgressDirectory(t *testing.T) {
+	w := newTerminal(t, 100)
+	p := newImportProgress(w.slave, false)
+	p.begin(nil, nil, packedSoFar)
+	w.wait(t, "packing 3 MiB into 1 MiB", "[3 MiB in ")
+	p.close(nil)
+}
+
 // However soon the end comes, close returns.
 func TestImportProgressShort(t *testing.T) {
 	w := newTerminal(t, 80)
