@@ -49,6 +49,23 @@ missing() {
 	done | sort -u | tr '\n' ' '
 }
 
+# deny_services keeps packages from starting services: tests start their own. invoke-rc.d(8) asks the program whether
+# it may, and 101 is no.
+policy=/usr/sbin/policy-rc.d
+deny_services() {
+	[ ! -e $policy ] || return 0
+	trap 'rm -f $policy' EXIT
+	printf '#!/bin/sh\nexit 101\n' >$policy
+	chmod 0755 $policy
+}
+
+# disable_services sees to it that they do not start with the machine either.
+disable_services() {
+	case " $1" in
+	*" docker-registry "*) systemctl disable docker-registry >/dev/null 2>&1 || : ;; # without systemd nothing starts
+	esac
+}
+
 # install_packages installs with the package lists that are there, and only when that fails with new ones.
 install_packages() {
 	export DEBIAN_FRONTEND=noninteractive
@@ -66,7 +83,8 @@ open_fuse() {
 }
 
 PATH=$PATH:/usr/sbin:/sbin
-[ $# -gt 0 ] || set -- mksquashfs unsquashfs squashfuse fusermount3 debootstrap debian-archive-keyring setfattr busybox setpriv unshare shellcheck
+[ $# -gt 0 ] || set -- mksquashfs unsquashfs squashfuse fusermount3 debootstrap debian-archive-keyring setfattr busybox setpriv unshare shellcheck \
+	docker-registry skopeo umoci
 
 packages=$(missing "$@")
 if [ "$(id -u)" != 0 ]; then
@@ -80,7 +98,9 @@ if [ -n "$packages" ]; then
 		echo "deps.sh: missing: ${packages}(there is no apt-get here to install them with)" >&2
 		exit 1
 	}
+	deny_services
 	install_packages "$packages"
+	disable_services "$packages"
 	packages=$(missing "$@")
 	[ -z "$packages" ] || {
 		echo "deps.sh: still missing: $packages" >&2
