@@ -27,7 +27,7 @@ GOLANGCI_VERSION = v2.15.0
 GOLANGCI = .tools/golangci-lint-$(GOLANGCI_VERSION)
 
 .DEFAULT_GOAL = build
-.PHONY: build check fmt vet arrows lint shellcheck test test-short test-race test-all test-corpus corpus fuzz bench bench-codec bench-metadata bench-inodes bench-pack bench-release demo deps rootfs install clean help
+.PHONY: build check fmt vet arrows lint shellcheck test test-short test-race test-all test-corpus corpus fuzz bench bench-codec bench-metadata bench-inodes bench-pack bench-import bench-release demo deps rootfs install clean help
 
 build: ## build bin/squire, static
 	$(GOBUILD) -o bin/squire ./cmd/squire
@@ -101,6 +101,13 @@ bench-inodes: build ## what an inode costs in mounts of 1,000 to 1,000,000: BENC
 bench-pack: rootfs build ## compare squire pack with mksquashfs: BENCHFLAGS='-rounds 3 -only zstd -tree DIR'
 	@testdata/deps.sh mksquashfs || [ "$$(id -u)" != 0 ]
 	@go run ./bench/parts pack -squire bin/squire -image "$(IMAGE)" $(BENCHFLAGS)
+
+# The image is made once and takes 5 GB with its packages; --peer 'enroot=…' adds a contestant, see bench/parts/import.go.
+bench-import: build ## compare import with unpacking, overlay and mksquashfs: BENCHFLAGS='-rounds 1'
+	@testdata/deps.sh docker-registry skopeo umoci debootstrap mksquashfs curl jq zstd setfattr
+	@testdata/layers.sh "$(SQUIRE_TESTDIR)/import"
+	@go run ./bench/parts import -squire bin/squire -image "$(SQUIRE_TESTDIR)/import/oci:big" \
+		-peer 'unpack, overlay, mksquashfs=$(CURDIR)/testdata/unpack-import.sh URL OUT WORK' $(BENCHFLAGS)
 
 demo: build ## make a small image, import another, and run commands in them
 	@testdata/demo.sh bin/squire

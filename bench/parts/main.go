@@ -19,6 +19,7 @@ var commands = map[string]func(ctx context.Context, args []string) error{
 	"codec":    codec,
 	"metadata": metadata,
 	"inodes":   inodes,
+	"import":   imports,
 	"results":  results,
 	"pack":     pack,
 }
