@@ -472,7 +472,7 @@ func TestImportErrors(t *testing.T) {
 		{0, []string{src, "--insecure", "user@host"}, "want HOST"},
 		{0, []string{src, "--insecure", ""}, "want HOST"},
 		{0, []string{src, "--mirror", "docker.io=https://host"}, "want REGISTRY=MIRROR"},
-		{0, []string{src, "--timeout", "-1s"}, "--timeout -1s: want more"},
+		{0, []string{src, "--timeout", "-1s"}, "--timeout -1s: want a time"},
 		{0, []string{src, "--retries", "-1"}, "--retries -1: want 0"},
 		{0, []string{src, "-o", "/no/such/x"}, "/no/such"},
 		{0, []string{src, "-o", dir}, "is a directory"},
