@@ -47,6 +47,7 @@ type role struct {
 func TestMain(m *testing.M) {
 	spec := os.Getenv(roleEnv)
 	if spec == "" {
+		keepOutOfContainers()
 		os.Exit(m.Run())
 	}
 	var r role
@@ -64,6 +65,16 @@ func TestMain(m *testing.M) {
 		r.serve()
 	}
 	os.Exit(0)
+}
+
+// keepOutOfContainers puts temporary directories where containers of other tests, which run at
+// the same time, do not bind them: they bind the host's /tmp with all mounts in it, and where
+// mounts are not shared those live in the container as long as it does, whoever unmounts them.
+func keepOutOfContainers() {
+	const dir = "/var/tmp"
+	if fi, err := os.Stat(dir); os.Getenv("TMPDIR") == "" && err == nil && fi.IsDir() && fi.Mode()&os.ModeSticky != 0 {
+		os.Setenv("TMPDIR", dir)
+	}
 }
 
 func fatal(err error) {
@@ -294,7 +305,7 @@ func (s *server) stop() {
 		if err := Unmount(s.dir, true); err != nil {
 			s.t.Error(err)
 		}
-		killed := time.AfterFunc(10*time.Second, func() {
+		killed := time.AfterFunc(30*time.Second, func() {
 			s.t.Error("server did not end after the unmount")
 			_ = s.cmd.Process.Kill()
 		})
