@@ -11,7 +11,8 @@
 //	          signals, passes on the exit status
 //	init      [Init], in the container's namespaces: applies the plan, starts
 //	          the command, reaps, and ends what is left when the command ends
-//	command   the user's program, direct child of init
+//	command   the user's program, direct child of init, as are those that
+//	          [Exec] adds
 //
 // Runner and init hold the two ends of a socket and are both subreapers. When
 // the runner dies, even by SIGKILL, init sees the end of the socket and ends

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path"
 	goruntime "runtime"
 	"strconv"
@@ -86,7 +87,7 @@ func SetName(name string) {
 
 // Init is the init stage: it takes the order from the runner, carries it out,
 // and returns the exit status for this process. The arguments after argv[0]
-// are descriptor numbers: the runner's socket, then the files for mount.
+// are descriptor numbers: the runner's two sockets, then the files for mount.
 // config may be nil.
 func Init(mount MountFunc, config ConfigFunc) int {
 	// Pdeathsig is sent when the thread that forked ends, not the process.
@@ -99,36 +100,53 @@ func Init(mount MountFunc, config ConfigFunc) int {
 	// Who signals every process of a job means the command, which gets its own
 	// and the runner's; init has to see it through.
 	catchSignals()
-	runner := files[0]
+	if len(files) < 2 {
+		return fail(ExitFailed, errors.New("want two sockets"))
+	}
+	runner, control := files[0], files[1]
 	var o order
 	if err := readMessage(runner, &o); err != nil {
 		return ExitFailed // the runner gave up, and has said why
 	}
-	t := &task{pidfd: -1}
+	t := &task{pidfd: -1, sessions: make(chan *session), running: map[int]*session{}}
 	go t.dieWith(runner)
-	b := newBuilder(&o, mount, config, files[1:1+o.Files])
+	b := newBuilder(&o, mount, config, files[2:2+o.Files])
 	if err := b.apply(); err != nil {
 		return fail(ExitFailed, explain(err, &o.Spec))
 	}
-	argv := b.config.command(o.Ops[len(o.Ops)-1])
-	env := driverEnvironment(o.Ops, environment(&o.Spec, b.config.environ(), b.workdir))
-	return t.run(&o, argv, env, runner, &b.phases)
+	t.spec, t.ops, t.imageEnv, t.workdir = &o.Spec, o.Ops, b.config.environ(), b.workdir
+	return t.run(&o, b, runner, control)
 }
 
-// task is the command, for the goroutine that starts it and the one that
-// signals it.
+// task is the command, for the goroutine that starts it and the ones that
+// signal it, and what further commands need.
 type task struct {
 	mu    sync.Mutex
 	pidfd int // -1 before the command was started; a pid could be reused
+
+	sessions chan *session    // to be started
+	running  map[int]*session // by process id; of the goroutine that starts them
+	spec     *Spec
+	ops      []Op
+	imageEnv []string
+	workdir  string
+}
+
+// environment is that of a command that s asks for, in directory dir.
+func (t *task) environment(s *Spec, dir string) []string {
+	return driverEnvironment(t.ops, environment(s, t.imageEnv, dir))
 }
 
 // run starts the command, waits for it, and ends what it left behind.
-func (t *task) run(o *order, argv, env []string, runner *os.File, ph *phases) int {
+func (t *task) run(o *order, b *builder, runner, control *os.File) int {
 	if err := becomeSubreaper(); err != nil {
 		return fail(ExitFailed, err)
 	}
+	children := make(chan os.Signal, 1)
+	signal.Notify(children, unix.SIGCHLD)
+	argv := b.config.command(o.Ops[len(o.Ops)-1])
 	begin := time.Now()
-	pid, err := t.start(argv, env, o.Group)
+	pid, err := t.start(argv, t.environment(t.spec, t.workdir), o.Group)
 	if err != nil {
 		code := ExitNoExec
 		if errors.Is(err, os.ErrNotExist) {
@@ -138,12 +156,31 @@ func (t *task) run(o *order, argv, env []string, runner *os.File, ph *phases) in
 	}
 	_, _ = runner.Write([]byte{started})
 	if o.Timed {
-		ph.since(begin, Op{Do: OpExec}.phase())
-		tellPhases(runner, ph)
+		b.phases.since(begin, Op{Do: OpExec}.phase())
+		tellPhases(runner, &b.phases)
 	}
-	status := wait(pid)
+	for _, fd := range inherited() { // these were the command's
+		unix.CloseOnExec(fd)
+	}
+	go t.admit(control)
+	status := t.supervise(pid, children)
 	endAll()
 	return status
+}
+
+// supervise starts further commands and reaps every child until pid has ended. It
+// returns pid's exit status.
+func (t *task) supervise(pid int, children <-chan os.Signal) int {
+	for {
+		select {
+		case s := <-t.sessions:
+			s.started <- t.startSession(s)
+		case <-children:
+			if status, ended := t.reap(pid); ended {
+				return status
+			}
+		}
+	}
 }
 
 // started is what the runner is told when the command runs: from then on, the
@@ -165,15 +202,19 @@ func (t *task) start(argv, env []string, group int) (int, error) {
 		Files: files,
 		Sys:   &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: group != 0, Pgid: group, PidFD: &t.pidfd},
 	})
+	return pid, explainExec(file, err)
+}
+
+func explainExec(file string, err error) error {
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		err = fmt.Errorf("%s: its interpreter or dynamic loader is not in the image", file)
+		return fmt.Errorf("%s: its interpreter or dynamic loader is not in the image", file)
 	case errors.Is(err, unix.ENOEXEC):
-		err = fmt.Errorf("%s: not a program for this machine, or a script without #!: %w", file, err)
+		return fmt.Errorf("%s: not a program for this machine, or a script without #!: %w", file, err)
 	case err != nil:
-		err = fmt.Errorf("execute %s: %w", file, err)
+		return fmt.Errorf("execute %s: %w", file, err)
 	}
-	return pid, err
+	return nil
 }
 
 // lookPath finds a program as execvp(3) does. It has to be found here and not
@@ -236,21 +277,37 @@ func executable(file string) error {
 	return nil
 }
 
-// wait reaps every child until pid has ended, and returns its exit status.
-func wait(pid int) int {
+// reap reaps the children that have ended, up to pid.
+func (t *task) reap(pid int) (status int, ended bool) {
 	for {
 		var ws unix.WaitStatus
-		got, err := unix.Wait4(-1, &ws, 0, nil)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return fail(ExitFailed, fmt.Errorf("wait for the command: %w", err))
-		}
-		if got == pid {
-			return exitStatus(ws)
+		got, err := unix.Wait4(-1, &ws, unix.WNOHANG, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return fail(ExitFailed, fmt.Errorf("wait for the command: %w", err)), true
+		case got == 0:
+			return 0, false
+		case got == pid:
+			return exitStatus(ws), true
+		default:
+			t.sessionEnded(got, exitStatus(ws))
 		}
 	}
+}
+
+// sessionEnded tells the client of the command that was process pid.
+func (t *task) sessionEnded(pid, status int) {
+	s, ok := t.running[pid]
+	if !ok {
+		return
+	}
+	delete(t.running, pid)
+	t.mu.Lock()
+	s.pid = 0
+	unix.Close(s.pidfd)
+	t.mu.Unlock()
+	s.ended <- status
 }
 
 // dieWith passes on the runner's signals, and ends the container when the
@@ -364,7 +421,12 @@ func readMessage(r io.Reader, m wire.Message) error {
 	if _, err := io.ReadFull(r, n[:]); err != nil {
 		return err
 	}
-	size := binary.BigEndian.Uint32(n[:])
+	return readBody(r, n[:], m)
+}
+
+// readBody reads what follows the length of a message.
+func readBody(r io.Reader, head []byte, m wire.Message) error {
+	size := binary.BigEndian.Uint32(head)
 	if size > maxOrder {
 		return fmt.Errorf("message of %d bytes", size)
 	}

@@ -3,6 +3,7 @@ package runtime
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	goruntime "runtime"
@@ -29,6 +30,7 @@ type Runner struct {
 
 	pid     int
 	socket  *os.File
+	control *os.File // connections for the init stage
 	spec    *Spec
 	upper   *upperDir
 	signals chan os.Signal
@@ -46,15 +48,17 @@ func (r *Runner) Start(s *Spec, h *Host) (err error) {
 	if r.upper, err = openUpper(s.Upper); err != nil {
 		return err
 	}
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("make a socket pair: %w", err)
+	var theirs, control *os.File
+	if r.socket, theirs, err = socketPair(); err != nil {
+		return err
 	}
-	r.socket = os.NewFile(uintptr(pair[0]), "init")
-	theirs := os.NewFile(uintptr(pair[1]), "runner")
 	defer theirs.Close()
+	if r.control, control, err = socketPair(); err != nil {
+		return err
+	}
+	defer control.Close()
 	r.spec = s
-	extra := append([]*os.File{theirs}, r.Files...)
+	extra := append([]*os.File{theirs, control}, r.Files...)
 	if r.upper != nil {
 		extra = append(extra, r.upper.lock) // held as long as the container lives
 	}
@@ -79,6 +83,14 @@ func (r *Runner) Start(s *Spec, h *Host) (err error) {
 	return nil
 }
 
+func socketPair() (ours, theirs *os.File, err error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a socket pair: %w", err)
+	}
+	return os.NewFile(uintptr(pair[0]), "init"), os.NewFile(uintptr(pair[1]), "runner"), nil
+}
+
 // Send sends the plan. From here on the container runs, and signals are the
 // command's.
 func (r *Runner) Send(ops []Op) error {
@@ -95,6 +107,11 @@ func (r *Runner) Send(ops []Op) error {
 func (r *Runner) Wait() (int, error) {
 	done := make(chan struct{})
 	go r.forward(done)
+	// Somebody may have the name. Then this container takes no further commands.
+	if socket, err := net.ListenUnix("unix", controlName(os.Getpid())); err == nil {
+		defer socket.Close()
+		go r.admit(socket)
+	}
 	heard := make(chan struct{})
 	go func() {
 		defer close(heard)
@@ -134,6 +151,7 @@ func (r *Runner) Abandon() {
 
 func (r *Runner) close() {
 	r.socket.Close()
+	r.control.Close()
 	r.upper.close()
 }
 

@@ -38,6 +38,8 @@ func TestMain(m *testing.M) {
 		os.Exit(Init(nil, testConfig))
 	case runnerName:
 		os.Exit(testRunner())
+	case execName:
+		os.Exit(testExec())
 	case probeName:
 		os.Exit(probe())
 	}
@@ -164,7 +166,7 @@ func makeRoot(t *testing.T, w who, busybox string) string {
 	if err = os.WriteFile(filepath.Join(root, "bin/busybox"), prog, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range strings.Fields("sh cat ls id env sleep pwd mount touch mkdir rm kill setsid tty stat grep ln hostname readlink true chmod cut chown") {
+	for _, name := range strings.Fields("sh cat ls id env sleep pwd mount touch mkdir rm kill setsid tty stat grep ln hostname readlink true chmod cut chown stty") {
 		if err = os.Symlink("busybox", filepath.Join(root, "bin", name)); err != nil {
 			t.Fatal(err)
 		}

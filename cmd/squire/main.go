@@ -77,7 +77,7 @@ cannot be executed, 127 when it is not in the image.`,
 
 		SuggestionsMinimumDistance: 2,
 	}
-	cmd.AddCommand(runCommand(), mountCommand(), umountCommand(),
+	cmd.AddCommand(runCommand(), execCommand(), mountCommand(), umountCommand(),
 		importCommand(), packCommand(), inspectCommand(), lsCommand(), catCommand(), extractCommand(),
 		traceCommand(), benchCommand(), versionCommand(), manCommand())
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {

@@ -1,8 +1,12 @@
 package main_test
 
 import (
+	"bufio"
+	"context"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // packageScript makes a Debian package whose files belong to several users, and which sets owners and modes when
@@ -44,5 +48,29 @@ func testPackages(t *testing.T, l *lab, who user) {
 	if r.status != 0 || !strings.HasSuffix(r.stdout, end) || who.cred != nil && r.stdout != "own\n4711 0:0"+end {
 		t.Errorf("%+v", r)
 	}
+	l.wantNothingLeft(t)
+}
+
+// testExec adds a command to a container.
+func testExec(t *testing.T, l *lab, who user) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := l.command(ctx, who, l.squire, "run", "--unshare", "ipc", "--set-env", "A=run", l.images["zstd"], "--", "sh", "-c", "touch /dev/shm/first; echo started; exec sleep 60")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "started\n" {
+		t.Errorf("%q, %v", line, err)
+	}
+	r := l.run(t, who, l.squire, "exec", "--set-env", "B=exec", "--workdir", "/usr", strconv.Itoa(cmd.Process.Pid), "--", "python3", "-c", "import os; print(os.getcwd(), os.listdir('/dev/shm'), os.environ['A'], os.environ['B'])")
+	if r != (result{stdout: "/usr ['first'] run exec\n"}) {
+		t.Errorf("%+v", r)
+	}
+	cancel()
+	_ = cmd.Wait()
 	l.wantNothingLeft(t)
 }

@@ -33,6 +33,7 @@ func TestRealImage(t *testing.T) {
 		t.Run("all-told/"+who.name, func(t *testing.T) { testAllTold(t, l, who) })
 		t.Run("status/"+who.name, func(t *testing.T) { testStatus(t, l, who) })
 		t.Run("bad-input/"+who.name, func(t *testing.T) { testBadInput(t, l, who) })
+		t.Run("exec/"+who.name, func(t *testing.T) { testExec(t, l, who) })
 		t.Run("packages/"+who.name, func(t *testing.T) { testPackages(t, l, who) })
 		t.Run("gpu/"+who.name, func(t *testing.T) { testGPU(t, l, who) })
 		t.Run("trace/"+who.name, func(t *testing.T) { testTrace(t, l, who) })
