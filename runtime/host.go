@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/internal/rights"
 )
 
 // Host is what a plan depends on beside the Spec. [Probe] fills it from the
@@ -41,7 +43,7 @@ var deviceNodes = []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/random",
 
 // Probe looks at this machine and process.
 func Probe() *Host {
-	h := &Host{UID: os.Geteuid(), GID: os.Getegid(), Root: maySetUpMounts(), IDsMapped: AllIDsMapped()}
+	h := &Host{UID: os.Geteuid(), GID: os.Getegid(), Root: maySetUpMounts(), IDsMapped: rights.AllIDsMapped()}
 	for _, p := range optionalPaths {
 		if _, err := os.Stat(p); err == nil {
 			h.Present = append(h.Present, p)
@@ -70,18 +72,6 @@ func maySetUpMounts() bool {
 		return false
 	}
 	return data[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
-}
-
-// AllIDsMapped reports whether every user id of an image means something in
-// this process's user namespace. Where not, files should be shown as owned by
-// the caller. (user_namespaces(7): the initial one maps 0 0 4294967295.)
-func AllIDsMapped() bool {
-	b, err := os.ReadFile("/proc/self/uid_map")
-	if err != nil {
-		return true // no user namespaces in this kernel
-	}
-	f := strings.Fields(string(b)) // inside, outside, number
-	return len(f) == 3 && f[0] == "0" && f[2] == "4294967295"
 }
 
 // namespaceHint says why an ordinary user may not make a user namespace here

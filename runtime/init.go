@@ -15,10 +15,10 @@ import (
 	"syscall"
 	"time"
 	"unicode"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/squirefs/squire/internal/stage"
 	"github.com/squirefs/squire/internal/wire"
 )
 
@@ -78,13 +78,6 @@ func (o *order) Fields(c *wire.Coder) {
 // at most 6 MiB (execve(2): 3/4 of the kernel's _STK_LIM).
 const maxOrder = 16 << 20
 
-// SetName makes this process show as name in ps and top; executed through
-// /proc/self/exe it would be "exe".
-func SetName(name string) {
-	b := append([]byte(name), 0)
-	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&b[0])), 0, 0, 0)
-}
-
 // Init is the init stage: it takes the order from the runner, carries it out,
 // and returns the exit status for this process. The arguments after argv[0]
 // are descriptor numbers: the runner's two sockets, then the files for mount.
@@ -92,7 +85,7 @@ func SetName(name string) {
 func Init(mount MountFunc, config ConfigFunc) int {
 	// Pdeathsig is sent when the thread that forked ends, not the process.
 	goruntime.LockOSThread()
-	SetName(InitName)
+	stage.SetName(InitName)
 	files, err := initFiles(os.Args[1:])
 	if err != nil {
 		return fail(ExitFailed, err)

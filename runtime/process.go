@@ -8,11 +8,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/internal/rights"
 )
 
 // Exit statuses of Squire's own, beside the command's and 128+N for a signal;
@@ -31,7 +31,7 @@ const (
 // it, and no_new_privs is that limit for the others. A call in every thread
 // wakes them all, and these are 41.
 func drop(capabilities bool) error {
-	if err := NoNewPrivs(); err != nil {
+	if err := rights.NoNewPrivs(); err != nil {
 		return err
 	}
 	// The command, of the same user, shall not trace init, nor find the program
@@ -49,52 +49,10 @@ func drop(capabilities bool) error {
 			return fmt.Errorf("drop capability %d: %w", c, err)
 		}
 	}
-	if err := prctlAll(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0); err != nil {
+	if err := rights.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0); err != nil {
 		return fmt.Errorf("clear ambient capabilities: %w", err)
 	}
-	return NoCapabilities()
-}
-
-// NoNewPrivs keeps this process, and what it will execute, from ever gaining
-// rights through set-id files or file capabilities (prctl(2)).
-func NoNewPrivs() error {
-	if err := prctlAll(unix.PR_SET_NO_NEW_PRIVS, 1, 0); err != nil {
-		return fmt.Errorf("set no_new_privs: %w", err)
-	}
-	return nil
-}
-
-// errCgo: with C in it, Go does not know all threads of the process.
-var errCgo = errors.New("this binary was built with cgo, and cannot give up rights in all of its threads; build it with CGO_ENABLED=0, as make does")
-
-func prctlAll(op int, a, b uintptr) error {
-	_, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, uintptr(op), a, b, 0, 0, 0)
-	if errno == unix.ENOTSUP && oneThread {
-		_, _, errno = syscall.RawSyscall6(unix.SYS_PRCTL, uintptr(op), a, b, 0, 0, 0)
-	}
-	return allThreadsError(errno)
-}
-
-// NoCapabilities empties the permitted, effective and inheritable sets of every
-// thread, which needs no right. Beside NoNewPrivs it leaves root without any.
-func NoCapabilities() error {
-	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var none [2]unix.CapUserData
-	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&none[0])), 0)
-	if errno == unix.ENOTSUP && oneThread {
-		return unix.Capset(&hdr, &none[0])
-	}
-	return allThreadsError(errno)
-}
-
-func allThreadsError(errno syscall.Errno) error {
-	switch errno {
-	case 0:
-		return nil
-	case unix.ENOTSUP:
-		return errCgo
-	}
-	return errno
+	return rights.NoCapabilities()
 }
 
 // becomeSubreaper makes orphaned descendants children of this process, so

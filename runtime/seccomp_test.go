@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/internal/rights"
 )
 
 // interpret runs a filter as the kernel does (Documentation/networking/filter.rst).
@@ -212,7 +214,7 @@ func TestRunFilter(t *testing.T) {
 // needStatic skips a test that runs its own binary in a container.
 func needStatic(t *testing.T) {
 	t.Helper()
-	if oneThread {
+	if rights.OneThread {
 		t.Skip("the race detector's binary needs a C library, which is not in the container")
 	}
 }

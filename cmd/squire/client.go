@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/squirefs/squire/internal/stage"
 	"github.com/squirefs/squire/internal/wire"
 )
 
@@ -54,7 +55,7 @@ func forkServer(socket, guard *os.File) (pid int, err error) {
 		return 0, err
 	}
 	defer null.Close()
-	return forkStage(serverName, serverAttr(null.Fd(), null.Fd(), 2, socket.Fd(), guard.Fd()))
+	return stage.Fork(serverName, null.Fd(), null.Fd(), 2, socket.Fd(), guard.Fd())
 }
 
 // open hands the opened image and its traces, which it closes, to the server, and

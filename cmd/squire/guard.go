@@ -6,11 +6,12 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/fusefs"
+	"github.com/squirefs/squire/internal/rights"
+	"github.com/squirefs/squire/internal/stage"
 	"github.com/squirefs/squire/internal/wire"
 	"github.com/squirefs/squire/runtime"
 )
@@ -31,10 +32,10 @@ func (g *guardCharge) Fields(c *wire.Coder) { wire.Int(c, &g.mark) }
 
 // guard is the guard stage. It returns the exit status.
 func guard() int {
-	runtime.SetName(guardName)
+	stage.SetName(guardName)
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM)
 	unix.CloseOnExec(serverSocket)
-	if err := confine(); err != nil {
+	if err := rights.Confine(); err != nil {
 		return runtime.ExitFailed
 	}
 	conn := os.NewFile(serverSocket, "server")
@@ -63,8 +64,7 @@ func (s *server) startGuard() error {
 	}
 	defer null.Close()
 	defer s.guard.Close()
-	attr := serverAttr(null.Fd(), null.Fd(), null.Fd(), s.guard.Fd())
-	if s.guardPID, err = forkStage(guardName, attr); err != nil {
+	if s.guardPID, err = stage.Fork(guardName, null.Fd(), null.Fd(), null.Fd(), s.guard.Fd()); err != nil {
 		return fmt.Errorf("start the guard of the image server: %w", err)
 	}
 	return nil
@@ -103,32 +103,4 @@ func heed(guard *os.File, fs *fusefs.FS) {
 			fs.AllowStoring(false)
 		}
 	}()
-}
-
-// serverAttr is how the processes behind a mount are started.
-func serverAttr(files ...uintptr) *syscall.ProcAttr {
-	attr := &syscall.ProcAttr{
-		// With more, Go would start threads at once that have nothing to do yet,
-		// and each would have to be told to give up its rights.
-		Env:   []string{"GOMAXPROCS=1"},
-		Files: files,
-		// A session of its own: ^C on the terminal is not for the server.
-		Sys: &syscall.SysProcAttr{Setsid: true},
-	}
-	if os.Geteuid() == 0 {
-		// What is given up here need not be given up in every thread there. Not
-		// so the user: the new program would be open to others of nobody's.
-		attr.Sys.Credential = &syscall.Credential{Gid: nobody}
-	}
-	return attr
-}
-
-// forkStage starts this binary as one of its stages.
-func forkStage(name string, attr *syscall.ProcAttr) (pid int, err error) {
-	pid, err = syscall.ForkExec("/proc/self/exe", []string{name}, attr)
-	if err != nil && attr.Sys.Credential != nil {
-		attr.Sys.Credential = nil // root without the right to change
-		pid, err = syscall.ForkExec("/proc/self/exe", []string{name}, attr)
-	}
-	return pid, err
 }

@@ -2,18 +2,18 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
 	goruntime "runtime"
 	"runtime/debug"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/cache"
 	"github.com/squirefs/squire/fusefs"
+	"github.com/squirefs/squire/internal/rights"
+	"github.com/squirefs/squire/internal/stage"
 	"github.com/squirefs/squire/internal/wire"
 	"github.com/squirefs/squire/runtime"
 )
@@ -124,12 +124,9 @@ const (
 	maxServerFiles   = 5
 )
 
-// nobody is the user that the server turns into when started by root.
-const nobody = 65534
-
 // serve is the server stage. It returns the exit status.
 func serve() int {
-	runtime.SetName(serverName)
+	stage.SetName(serverName)
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM)
 	unix.CloseOnExec(serverSocket)
 	unix.CloseOnExec(guardSocket)
@@ -199,7 +196,7 @@ func requests(s fusefs.Stats) uint64 {
 // openServed gives up rights, then looks at the image and at traces for the
 // first time. The recorder is nil if there is nothing to be recorded.
 func openServed(source *fusefs.Source, file *os.File, traces []*os.File, cfg *serverConfig) (*fusefs.FS, serverState, *recorder, error) {
-	if err := confine(); err != nil {
+	if err := rights.Confine(); err != nil {
 		return nil, serverState{}, nil, err
 	}
 	// Twice as many: whoever decodes keeps one for a millisecond at a time, and a
@@ -243,41 +240,6 @@ const (
 	// otherMemory is for replies on their way and what has yet to be collected.
 	otherMemory = 32 << 20
 )
-
-// confine leaves the server with no rights but its descriptors.
-func confine() error {
-	if err := os.Chdir("/"); err != nil {
-		return err
-	}
-	if os.Geteuid() == 0 && runtime.AllIDsMapped() {
-		err := becomeNobody()
-		// EPERM: root without the right to change. Its other rights go below.
-		if err != nil && !errors.Is(err, unix.EPERM) {
-			return fmt.Errorf("become nobody: %w", err)
-		}
-	}
-	// Each of these goes to every thread, and is left out where all threads have
-	// it already: from the client, or because they are no longer root's.
-	if set, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0); err != nil || set != 1 {
-		if err = runtime.NoNewPrivs(); err != nil {
-			return err
-		}
-	}
-	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var have, none [2]unix.CapUserData
-	if err := unix.Capget(&hdr, &have[0]); err == nil && have == none {
-		return nil
-	}
-	return runtime.NoCapabilities()
-}
-
-func becomeNobody() error {
-	groups, err := os.Getgroups()
-	if err != nil || len(groups) > 0 || os.Getgid() != nobody || os.Getegid() != nobody {
-		err = errors.Join(syscall.Setgroups(nil), syscall.Setgid(nobody))
-	}
-	return errors.Join(err, syscall.Setuid(nobody))
-}
 
 // read returns how many bytes of the image were read.
 func read(s *fusefs.Source) int64 {

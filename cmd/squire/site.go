@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/squirefs/squire/internal/rights"
 	"github.com/squirefs/squire/runtime"
 )
 
@@ -50,7 +51,7 @@ func readSiteFile(name string) ([]byte, error) {
 // (user_namespaces(7)).
 func isSites(st *unix.Stat_t) bool {
 	const overflow = 65534
-	root := st.Uid == 0 || st.Uid == overflow && !runtime.AllIDsMapped()
+	root := st.Uid == 0 || st.Uid == overflow && !rights.AllIDsMapped()
 	group := st.Gid == 0 || st.Mode&0o020 == 0
 	return root && group && st.Mode&0o002 == 0
 }

@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/squirefs/squire/runtime"
+	"github.com/squirefs/squire/internal/rights"
 	"github.com/squirefs/squire/sqfs/trace"
 )
 
@@ -38,7 +38,7 @@ func cacheDir() string {
 		return own
 	case own != "":
 		return ""
-	case os.Geteuid() == 0 && runtime.AllIDsMapped():
+	case os.Geteuid() == 0 && rights.AllIDsMapped():
 		return systemCache
 	case filepath.IsAbs(dir):
 		return filepath.Join(dir, "squire")

@@ -1,0 +1,7 @@
+//go:build !race
+
+package rights
+
+// OneThread: rights may be given up by the calling thread alone. Never but
+// under the race detector.
+const OneThread = false
