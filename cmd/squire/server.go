@@ -12,6 +12,7 @@ import (
 
 	"github.com/squirefs/squire/cache"
 	"github.com/squirefs/squire/fusefs"
+	"github.com/squirefs/squire/fusefs/record"
 	"github.com/squirefs/squire/internal/rights"
 	"github.com/squirefs/squire/internal/stage"
 	"github.com/squirefs/squire/internal/wire"
@@ -175,7 +176,7 @@ func serveImage(conn *os.File) error {
 	guard := os.NewFile(guardSocket, "guard")
 	defer goruntime.KeepAlive(guard) // open until this process ends, by which the guard sees that
 	heed(guard, fs)
-	stop := rec.start()
+	stop := rec.Start()
 	err = fs.Serve(devices[0], guarded(devices[0], guard), func() {
 		state.Serving, state.Read = true, read(source)
 		_ = sendMessage(conn, &state)
@@ -195,7 +196,7 @@ func requests(s fusefs.Stats) uint64 {
 
 // openServed gives up rights, then looks at the image and at traces for the
 // first time. The recorder is nil if there is nothing to be recorded.
-func openServed(source *fusefs.Source, file *os.File, traces []*os.File, cfg *serverConfig) (*fusefs.FS, serverState, *recorder, error) {
+func openServed(source *fusefs.Source, file *os.File, traces []*os.File, cfg *serverConfig) (*fusefs.FS, serverState, *record.Recorder, error) {
 	if err := rights.Confine(); err != nil {
 		return nil, serverState{}, nil, err
 	}
@@ -207,7 +208,7 @@ func openServed(source *fusefs.Source, file *os.File, traces []*os.File, cfg *se
 		return nil, serverState{}, nil, err
 	}
 	sb := img.Superblock()
-	replay, into := findTouches(traces, cfg.Record-1, &sb)
+	replay, into := record.Find(traces, cfg.Record-1, &sb)
 	budget := cfg.Cache
 	if budget == 0 {
 		budget = defaultCache
@@ -226,7 +227,7 @@ func openServed(source *fusefs.Source, file *os.File, traces []*os.File, cfg *se
 	if into == nil {
 		return fs, state, nil, nil
 	}
-	return fs, state, newRecorder(fs, sb, replay, into, cfg.Whole), nil
+	return fs, state, record.New(fs, sb, replay, into, cfg.Whole), nil
 }
 
 // defaultCache is small, as the kernel's page cache keeps what is read whole;

@@ -1,4 +1,4 @@
-package main
+package record
 
 import (
 	"os"
@@ -43,7 +43,7 @@ func traceFile(t *testing.T, touches []fusefs.Touch) *os.File {
 }
 
 // When a start is over, by how many requests there were up to a second.
-func TestRecorderWait(t *testing.T) {
+func TestWait(t *testing.T) {
 	const until = 100000 * time.Second
 	for name, tt := range map[string]struct {
 		reads func(second int) uint64
@@ -59,7 +59,7 @@ func TestRecorderWait(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				start, gone := time.Now(), make(chan struct{})
 				defer time.AfterFunc(until, func() { close(gone) }).Stop()
-				r := recorder{reads: func() uint64 { return tt.reads(int(time.Since(start).Seconds())) }}
+				r := Recorder{reads: func() uint64 { return tt.reads(int(time.Since(start).Seconds())) }}
 				r.wait(gone)
 				got := time.Since(start)
 				if tt.want == 0 && got != until || tt.want != 0 && (got < tt.want || got > tt.want+4*time.Second) {
@@ -70,7 +70,7 @@ func TestRecorderWait(t *testing.T) {
 	}
 }
 
-func TestRecorderWrite(t *testing.T) {
+func TestWrite(t *testing.T) {
 	for name, tt := range map[string]struct {
 		known, touched []fusefs.Touch
 		whole          bool
@@ -90,9 +90,9 @@ func TestRecorderWrite(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := traceFile(t, tt.known)
-			r := recorder{file: f, image: testSuper, known: tt.known, whole: tt.whole}
+			r := Recorder{file: f, image: testSuper, known: tt.known, whole: tt.whole}
 			r.touched = func() []fusefs.Touch { return tt.touched }
-			if got := r.start()(); got != tt.want {
+			if got := r.Start()(); got != tt.want {
 				t.Errorf("wrote %d, want %d", got, tt.want)
 			}
 			want := tt.want
@@ -103,7 +103,7 @@ func TestRecorderWrite(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got, _ := findTouches([]*os.File{again}, -1, &testSuper); len(got) != want {
+			if got, _ := Find([]*os.File{again}, -1, &testSuper); len(got) != want {
 				t.Errorf("the file has %d touches, want %d", len(got), want)
 			}
 		})
@@ -111,7 +111,7 @@ func TestRecorderWrite(t *testing.T) {
 }
 
 // Which of several files counts, which one is recorded into, and that no other stays open.
-func TestFindTouches(t *testing.T) {
+func TestFind(t *testing.T) {
 	other := testSuper
 	other.MkfsTime++
 	for name, tt := range map[string]struct {
@@ -135,7 +135,7 @@ func TestFindTouches(t *testing.T) {
 		"damaged, writing": {[]*os.File{damagedTrace(t)}, 0, testSuper, 0, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			touches, record := findTouches(tt.files, tt.into, &tt.sb)
+			touches, record := Find(tt.files, tt.into, &tt.sb)
 			if len(touches) != tt.want || (record != nil) != tt.record {
 				t.Errorf("%d touches, recording into %v", len(touches), record)
 			}
