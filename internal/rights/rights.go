@@ -73,12 +73,19 @@ func Prctl(op int, a, b uintptr) error {
 
 // NoCapabilities empties the permitted, effective and inheritable sets of every thread, which needs no right. Beside
 // NoNewPrivs it leaves root without any.
-func NoCapabilities() error {
+func NoCapabilities() error { return OnlyCapabilities() }
+
+// OnlyCapabilities takes from every thread all capabilities but those named (unix.CAP_*), which it must have.
+func OnlyCapabilities(keep ...int) error {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var none [2]unix.CapUserData
-	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&none[0])), 0)
+	var set [2]unix.CapUserData
+	for _, c := range keep {
+		set[c/32].Permitted |= 1 << (c % 32)
+		set[c/32].Effective |= 1 << (c % 32)
+	}
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&set[0])), 0)
 	if errno == unix.ENOTSUP && OneThread {
-		return unix.Capset(&hdr, &none[0])
+		return unix.Capset(&hdr, &set[0])
 	}
 	return allThreadsError(errno)
 }
