@@ -16,8 +16,8 @@ done | sort -u | awk -v module="$module/" '
 	BEGIN {
 		may["sqfs"] = " sqfs "
 		may["cache"] = " cache sqfs "
-		may["fusefs"] = " fusefs cache sqfs "
-		may["internal"] = " "
+		may["fusefs"] = " fusefs cache sqfs internal "
+		may["internal"] = " internal "
 		may["runtime"] = " runtime internal "
 		may["bench"] = may["cmd"] = " bench cmd fusefs cache sqfs runtime internal "
 	}
