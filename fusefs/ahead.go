@@ -344,7 +344,7 @@ func (a *ahead) pass(b sqfs.Block, parts []part) {
 	if err != nil {
 		return // whoever reads it will be told
 	}
-	if a.fs.jobs == nil || !b.Fragment && a.askedFor(b) {
+	if a.fs.storers == nil || !b.Fragment && a.askedFor(b) {
 		buf.Release() // whoever asked has it from here
 		return
 	}
@@ -352,7 +352,9 @@ func (a *ahead) pass(b sqfs.Block, parts []part) {
 	if n := min(2*int(a.fs.reading.Load()), len(parts)); n > 2 {
 		parts = slices.Concat(parts[n:], parts[:n])
 	}
-	a.fs.jobs <- storeJob{buf: buf, parts: parts, keep: b.Fragment}
+	if !a.fs.storers.put(storeJob{buf: buf, parts: parts, keep: b.Fragment}, true) {
+		buf.Release()
+	}
 }
 
 // askedFor reports whether somebody asked for a block since it was chosen.

@@ -43,6 +43,9 @@ type Options struct {
 	// shown, device nodes appear as empty files of mode 0, and the attributes security.*, trusted.* and
 	// user.overlay.* do not exist.
 	Restrict bool
+	// IDMap asks the kernel to allow idmapped mounts (mount_setattr(2)) of the mount that is served, which Linux does
+	// since 6.12; see Flags. The mount must have default_permissions, as those of Mount have, or INIT fails.
+	IDMap bool
 	// Source is what the image is read through. nil: every request is taken for one that reads the image, which makes
 	// short ones slower.
 	Source *Source
@@ -75,18 +78,20 @@ type FS struct {
 	cache    *cache.Cache
 	owner    *Owner
 	restrict bool
+	idmap    bool
 	report   reporter
 
 	super     sqfs.Superblock
 	blockSize int64
 	initFlags atomic.Uint64 // what the kernel offered in INIT
+	agreed    atomic.Uint64 // what it was answered
 	pieces    chan piece    // to helpers, which Serve starts; without buffer, so that a send finds an idle one or none
 	counts    counters
 	places    places
 	ahead     ahead
 	reading   atomic.Int32 // READs that are being answered
 	noStoring atomic.Bool
-	jobs      chan storeJob // to the threads that store; nil if there are none
+	storers   *storers // nil if there are none
 	trace     trace
 	decoder   *decoder
 	source    *Source // nil: nobody says when a request takes long
@@ -110,6 +115,7 @@ func New(img *sqfs.Image, o Options) *FS {
 		cache:         o.Cache,
 		owner:         o.Owner,
 		restrict:      o.Restrict,
+		idmap:         o.IDMap,
 		report:        reporter{log: o.Log},
 		decoder:       &decoder{img, o.Source},
 		source:        o.Source,
@@ -129,6 +135,13 @@ func (f *FS) String() string { return "squire" }
 
 // Init notes what the kernel can do, when go-fuse's own server is used in place of Serve.
 func (f *FS) Init(s *fuse.Server) { f.initFlags.Store(s.KernelSettings().Flags64()) }
+
+// AllowIDMap is the flag of INIT that allows idmapped mounts (include/uapi/linux/fuse.h: FUSE_ALLOW_IDMAP).
+const AllowIDMap = fuse.CAP_ALLOW_IDMAP
+
+// Flags returns the flags of INIT that the kernel and the server of the mount have agreed on, once Serve has called
+// Ready: with AllowIDMap if Options.IDMap asked for that and the kernel can.
+func (f *FS) Flags() uint64 { return f.agreed.Load() }
 
 // Stats says how many requests an FS answered.
 type Stats struct {

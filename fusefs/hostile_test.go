@@ -205,7 +205,7 @@ func serveOne(img *hostile.Image, dev *os.File, out *json.Encoder) error {
 		dev.Close()
 		err = out.Encode(r)
 	} else {
-		err = New(opened, Options{}).Serve(dev, nil, func() { _ = out.Encode(r) })
+		err = New(opened, Options{}).Serve(Serving{Device: dev, Ready: func([]byte) { _ = out.Encode(r) }})
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", img.Name, err)

@@ -42,6 +42,8 @@ type role struct {
 	Script []string
 	// Hostile makes this process one that serves the images of package hostile, see hostile_test.go.
 	Hostile bool
+	// Keeper makes this process the keeper of takeover_test.go, Kept a server of one.
+	Keeper, Kept, NoResend, IDMap bool
 }
 
 func TestMain(m *testing.M) {
@@ -57,6 +59,14 @@ func TestMain(m *testing.M) {
 	switch {
 	case r.Hostile:
 		if err := serveHostile(); err != nil {
+			fatal(err)
+		}
+	case r.Keeper:
+		if err := r.keep(); err != nil {
+			fatal(err)
+		}
+	case r.Kept:
+		if err := r.serveKept(); err != nil {
 			fatal(err)
 		}
 	case r.Script != nil:
@@ -84,15 +94,10 @@ func fatal(err error) {
 
 // serve is the serving process. It writes "ready" to standard output, and its figures for each line that it reads.
 func (r *role) serve() {
-	img, source, err := r.open()
+	f, err := r.fs()
 	if err != nil {
 		fatal(err)
 	}
-	o := Options{Owner: r.Owner, Restrict: r.Restrict, Source: source, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
-	if r.Cache != 0 {
-		o.Cache = cache.New(r.Cache)
-	}
-	f := New(img, o)
 	dev := os.NewFile(3, "/dev/fuse")
 	if r.Dir != "" {
 		if dev, err = MountFusermount(r.Dir, MountOptions{Source: "test,image"}); err != nil {
@@ -108,11 +113,27 @@ func (r *role) serve() {
 		if store, err = Clone(dev); err != nil {
 			fatal(err)
 		}
-		err = f.Serve(dev, store, func() { fmt.Println("ready") })
+		err = f.Serve(Serving{Device: dev, Store: store, Ready: func([]byte) { fmt.Println("ready") }})
 	}
 	if err != nil {
 		fatal(err)
 	}
+}
+
+// fs returns the file system to serve.
+func (r *role) fs() (*FS, error) {
+	img, source, err := r.open()
+	if err != nil {
+		return nil, err
+	}
+	o := Options{
+		Owner: r.Owner, Restrict: r.Restrict, IDMap: r.IDMap, Source: source,
+		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	}
+	if r.Cache != 0 {
+		o.Cache = cache.New(r.Cache)
+	}
+	return New(img, o), nil
 }
 
 // open opens the image, and returns what it is read through.

@@ -128,7 +128,7 @@ func (f *FS) readExtent(dst []byte, e *sqfs.Extent, skip int, ref sqfs.InodeRef,
 	if err != nil {
 		return err
 	}
-	if b.Fragment || f.jobs == nil || !f.tryStore(f.rest(buf, int(b.Len), ref, off-int64(skip), skip, skip+n)) {
+	if b.Fragment || f.storers == nil || !f.storers.put(f.rest(buf, int(b.Len), ref, off-int64(skip), skip, skip+n), false) {
 		buf.Release()
 	}
 	return nil

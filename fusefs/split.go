@@ -49,15 +49,21 @@ const minPiece = 32 << 10
 // are more than processors, as some wait for storage.
 func (f *FS) startHelpers() (stop func()) {
 	var running sync.WaitGroup
+	quit := make(chan struct{})
 	for range 2 * runtime.GOMAXPROCS(0) {
 		running.Go(func() {
-			for p := range f.pieces {
-				p.of.finish(&p, f.readPiece(&p))
+			for {
+				select {
+				case p := <-f.pieces:
+					p.of.finish(&p, f.readPiece(&p))
+				case <-quit:
+					return
+				}
 			}
 		})
 	}
 	return func() {
-		close(f.pieces)
+		close(quit)
 		running.Wait()
 	}
 }

@@ -53,30 +53,90 @@ const (
 // Serve.
 func processors() int { return max(1, runtime.GOMAXPROCS(0)/2) }
 
+// storers are the threads that store.
+type storers struct {
+	jobs chan storeJob
+	quit chan struct{} // closed when they are to end
+}
+
 // startStorers starts threads that store through dev, a clone of the device, and returns a function that ends them and
 // waits for them.
 func (f *FS) startStorers(dev *os.File) (stop func()) {
-	jobs := make(chan storeJob, maxStoreJobs)
+	s := &storers{make(chan storeJob, maxStoreJobs), make(chan struct{})}
 	var running sync.WaitGroup
 	for range min(processors(), maxStorers) {
-		running.Go(func() {
-			if err := ownDescriptors(int(dev.Fd())); err != nil {
-				f.report.line("nothing is read ahead into the page cache", "err", err)
-				for j := range jobs {
-					j.buf.Release()
-				}
-				return
-			}
-			for j := range jobs {
-				f.store(int(dev.Fd()), &j)
-			}
-			// The thread is not unlocked, so that it ends with its table.
-		})
+		running.Go(func() { f.storer(s, int(dev.Fd())) })
 	}
-	f.jobs = jobs // before anybody uses it, and until nobody does
+	f.storers = s // before anybody uses it, and until nobody does
 	return func() {
-		close(jobs)
+		close(s.quit)
 		running.Wait()
+		s.drain()
+	}
+}
+
+// storer is one thread that stores.
+func (f *FS) storer(s *storers, fd int) {
+	err := ownDescriptors(fd)
+	if err != nil {
+		f.report.line("nothing is read ahead into the page cache", "err", err)
+	}
+	for {
+		select {
+		case j := <-s.jobs:
+			if err == nil {
+				f.store(fd, &j)
+			} else {
+				j.buf.Release()
+			}
+		case <-s.quit:
+			return // The thread is not unlocked, so that it ends with its table.
+		}
+	}
+}
+
+// put hands a job to the threads that store. If it reports false the block is still the caller's: they have ended, or are
+// busy and the caller does not want to wait. s may be nil.
+func (s *storers) put(j storeJob, wait bool) bool {
+	if s == nil || s.ended() {
+		return false
+	}
+	select {
+	case s.jobs <- j:
+	default:
+		if !wait {
+			return false
+		}
+		select {
+		case s.jobs <- j:
+		case <-s.quit:
+			return false
+		}
+	}
+	if s.ended() {
+		s.drain() // whoever ended them may have looked already
+	}
+	return true
+}
+
+func (s *storers) ended() bool {
+	select {
+	case <-s.quit:
+		return true
+	default:
+		return false
+	}
+}
+
+// drain lets go of jobs that nobody does any more.
+func (s *storers) drain() {
+	for {
+		select {
+		case j := <-s.jobs:
+			j.buf.Release()
+		default:
+			return
+		}
 	}
 }
 
@@ -192,14 +252,3 @@ func (f *FS) store(fd int, j *storeJob) {
 // AllowStoring says whether Serve may use its clone of the device now. It may at first; a process that waits for its
 // guard forbids it until that is there.
 func (f *FS) AllowStoring(yes bool) { f.noStoring.Store(!yes) }
-
-// tryStore hands a job to the threads that store, if they are not busy and there are any; otherwise it reports false and
-// the block is still the caller's.
-func (f *FS) tryStore(j storeJob) bool {
-	select {
-	case f.jobs <- j:
-		return true
-	default:
-		return false
-	}
-}

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"log/slog"
-	"os"
 	"sync/atomic"
 	"unsafe"
 
@@ -52,104 +50,6 @@ type transport struct {
 	failure atomic.Pointer[error] // first unexpected error of the device
 }
 
-// Serve answers the requests of a mount until it is unmounted or aborted; then it returns nil. dev is a FUSE device
-// that Mount or MountFusermount returned, maybe in another process; Serve closes it. ready, if not nil, is called once
-// the kernel has the answer to INIT: from then on the mount can be used.
-//
-// store, if not nil, is a clone of dev (see Clone), through which Serve puts data into the page cache before it is asked
-// for; Serve closes it too.
-//
-// Serve starts up to 128 goroutines, and two for each processor beside these, and returns when the last has ended. An
-// FS is served once. A process that serves should have more threads for Go code than processors (runtime.GOMAXPROCS):
-// decoders keep theirs for a millisecond at a time, and a request that was read waits for a free one.
-func (f *FS) Serve(dev, store *os.File, ready func()) error {
-	defer dev.Close()
-	if store != nil {
-		defer store.Close()
-	}
-	t := &transport{fs: f, ps: fuse.NewProtocolServer(f, f.protocolOptions())}
-	t.dev.init(int(dev.Fd()))
-	if err := unix.SetNonblock(t.dev.fd, true); err != nil {
-		return fmt.Errorf("serve fuse: make the device non-blocking: %w", err)
-	}
-	if err := t.init(); err != nil {
-		return err
-	}
-	if ready != nil {
-		ready()
-	}
-	stopHelpers := f.startHelpers()
-	defer stopHelpers()
-	if store != nil {
-		stopStorers := f.startStorers(store)
-		defer stopStorers()
-	}
-	stopAhead := f.ahead.start()
-	defer stopAhead()
-	t.dev.more = t.start
-	if f.source != nil {
-		f.source.watch.Store(&t.dev)
-		defer f.source.watch.Store(nil)
-	}
-	t.run()
-	<-t.dev.ended
-	t.dev.load.close()
-	if err := t.failure.Load(); err != nil {
-		return *err
-	}
-	return nil
-}
-
-// protocolOptions is what INIT asks of the kernel.
-func (f *FS) protocolOptions() *fuse.MountOptions {
-	return &fuse.MountOptions{
-		Name:                 f.String(),
-		MaxWrite:             maxRead, // also gives max_pages, the limit of READ
-		MaxBackground:        maxBackground,
-		EnableSymlinkCaching: true,
-		// Nothing changes, so nothing is to be checked: without this a newer mtime would drop pages.
-		ExplicitDataCacheControl: true,
-		DisableSplice:            true,
-		// Passthrough would cost one level of file system stacking, of which there are two: overlayfs on overlayfs
-		// on this mount would fail.
-		DisabledCapabilities: fuse.CAP_PASSTHROUGH,
-		PanicHandler:         f.panicked,
-		// What go-fuse logs are requests that it does not know and answers with ENOSYS.
-		Logger: slog.NewLogLogger(f.report.log.Handler(), slog.LevelDebug),
-	}
-}
-
-// init answers the first request, which must be INIT.
-func (t *transport) init() error {
-	in, out := make([]byte, requestSize), make([]byte, replySize)
-	n, err := t.dev.wait(in)
-	if errors.Is(err, unix.ENODEV) {
-		return errors.New("serve fuse: unmounted before the kernel sent INIT")
-	}
-	if err != nil {
-		return fmt.Errorf("serve fuse: read INIT: %w", err)
-	}
-	h := (*fuse.InHeader)(unsafe.Pointer(&in[0]))
-	if n < int(unsafe.Sizeof(*h)) || h.Opcode != opInit {
-		return fmt.Errorf("serve fuse: first request is of type %d, not INIT; is the device served already?", h.Opcode)
-	}
-	t.fs.initFlags.Store((*fuse.InitIn)(unsafe.Pointer(&in[0])).Flags64())
-	size, code := t.ps.HandleRequest([][]byte{in[:n]}, [][]byte{out})
-	if !code.Ok() || size < outHeaderSize {
-		return fmt.Errorf("serve fuse: answer INIT: %v", code)
-	}
-	if status := (*fuse.OutHeader)(unsafe.Pointer(&out[0])).Status; status != 0 {
-		return fmt.Errorf("serve fuse: kernel's FUSE protocol is too old: %w", unix.Errno(-status))
-	}
-	if size >= outHeaderSize+int(unsafe.Offsetof(fuse.InitOut{}.TimeGran)) {
-		(*fuse.InitOut)(unsafe.Pointer(&out[outHeaderSize])).MaxWrite = maxWrite
-	}
-	if _, err := unix.Write(t.dev.fd, out[:size]); err != nil {
-		return fmt.Errorf("serve fuse: answer INIT: %w", err)
-	}
-	return nil
-}
-
 // start starts a goroutine that answers requests, unless there are enough.
 func (t *transport) start() {
 	if t.dev.enlist(maxReaders) {
@@ -161,7 +61,7 @@ func (t *transport) start() {
 func (t *transport) run() {
 	go func() {
 		defer t.dev.discharge()
-		in, out := make([]byte, requestSize), make([]byte, replySize)
+		in, out := touched(requestSize), touched(replySize)
 		for {
 			n, err := t.dev.next(in)
 			if err != nil {
@@ -176,11 +76,20 @@ func (t *transport) run() {
 	}()
 }
 
+// touched returns a buffer whose memory is there. A server that is killed while the kernel copies a request to it takes
+// the request along if not all of that can be done without a page fault: its caller gets EIO (fs/fuse/dev.c:
+// fuse_dev_do_read).
+func touched(n int) []byte {
+	b := make([]byte, n)
+	clear(b)
+	return b
+}
+
 // fail notes why a goroutine ended, if that is not because there are enough. ENODEV is the regular end: the mount is
 // gone; every reader gets it. An abort through /sys/fs/fuse/connections looks the same, as FUSE_ABORT_ERROR is not asked
 // for.
 func (t *transport) fail(err error) {
-	if errors.Is(err, unix.ENODEV) || errors.Is(err, errSpare) {
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, errSpare) || errors.Is(err, errStopped) {
 		return
 	}
 	err = fmt.Errorf("serve fuse: read request: %w", err)

@@ -25,7 +25,7 @@ func TestServeWhatIsNoDevice(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.Close()
-		err = openImage(t, image, Options{}).Serve(r, nil, func() { t.Error("ready") })
+		err = openImage(t, image, Options{}).Serve(Serving{Device: r, Ready: func([]byte) { t.Error("ready") }})
 		if err == nil || !strings.Contains(err.Error(), "INIT") {
 			t.Errorf("%s: %v, want an error about INIT", name, err)
 		}
@@ -48,14 +48,20 @@ func fusectl(t *testing.T) string {
 	return dir
 }
 
+// abortPath returns the file that ends the connection of the mount on dir when it is written to.
+func abortPath(t *testing.T, dir string) string {
+	t.Helper()
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_DONT_SYNC, 0, &st); err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%s/%d/abort", fusectl(t), st.Dev_minor)
+}
+
 // TestAbort cuts the connection through sysfs. The server must end by itself, as after an unmount.
 func TestAbort(t *testing.T) {
 	s := mountImage(t, role{Image: smallImage(t)}, MountOptions{})
-	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, s.dir, unix.AT_STATX_DONT_SYNC, 0, &st); err != nil {
-		t.Fatal(err)
-	}
-	abort := fmt.Sprintf("%s/%d/abort", fusectl(t), st.Dev_minor)
+	abort := abortPath(t, s.dir)
 	if err := os.WriteFile(abort, []byte("1"), 0); err != nil {
 		t.Fatal(err)
 	}

@@ -264,7 +264,7 @@ func TestPrepare(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		err = openImage(t, image, Options{}).Serve(m.Device, nil, nil)
+		err = openImage(t, image, Options{}).Serve(Serving{Device: m.Device})
 		if err == nil || !strings.Contains(err.Error(), "unmounted before") {
 			t.Errorf("attached %v, then gone: %v", attached, err)
 		}

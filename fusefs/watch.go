@@ -3,6 +3,7 @@ package fusefs
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"runtime"
 	"sync"
@@ -35,8 +36,11 @@ type watch struct {
 	close    sync.Once
 	ended    chan struct{} // closed when nobody is enlisted any more
 
-	poll     [1]unix.PollFd
-	patience time.Duration // how long to look before sleeping; only the watcher touches it and poll
+	halted atomic.Bool // nothing is to be taken any more
+	alarm  int         // eventfd that wakes who sleeps at the device then
+
+	poll     [2]unix.PollFd // the device and alarm
+	patience time.Duration  // how long to look before sleeping; only the watcher touches it and poll
 	load     loadMeter
 }
 
@@ -44,15 +48,45 @@ type watch struct {
 // that long between requests.
 const maxPatience = 500 * time.Microsecond
 
-// errSpare ends a goroutine of which there are enough.
-var errSpare = errors.New("enough goroutines wait for requests")
+var (
+	// errSpare ends a goroutine of which there are enough.
+	errSpare = errors.New("enough goroutines wait for requests")
+	// errStopped ends all of them: somebody else serves the mount from now on.
+	errStopped = errors.New("stopped")
+)
 
-func (w *watch) init(fd int) {
-	w.fd = fd
+// open makes w the watch of a device. release frees what it has.
+func (w *watch) open(fd int) error {
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return fmt.Errorf("make the device non-blocking: %w", err)
+	}
+	alarm, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("make an eventfd: %w", err)
+	}
+	w.init(fd, alarm)
+	return nil
+}
+
+func (w *watch) init(fd, alarm int) {
+	w.fd, w.alarm = fd, alarm
 	w.poll[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
+	w.poll[1] = unix.PollFd{Fd: int32(alarm), Events: unix.POLLIN}
 	w.spare = int32(2 * runtime.GOMAXPROCS(0))
 	w.wake, w.gone, w.ended = make(chan struct{}), make(chan struct{}), make(chan struct{})
 	w.enlisted.Store(1)
+}
+
+// release frees what a watch has, once nobody calls its methods any more.
+func (w *watch) release() {
+	w.load.close()
+	_ = unix.Close(w.alarm)
+}
+
+// halt has next return errStopped, to those who wait in it too.
+func (w *watch) halt() {
+	w.halted.Store(true)
+	_, _ = unix.Write(w.alarm, []byte{0, 0, 0, 0, 0, 0, 0, 1}) // any number but 0, see eventfd(2)
 }
 
 // enlist counts a goroutine that will call next, and reports false if there are limit already, or if all have ended:
@@ -76,7 +110,7 @@ func (w *watch) discharge() {
 	}
 }
 
-// next reads the next request. An error ends the caller: the mount is gone, or errSpare.
+// next reads the next request. An error ends the caller: the mount is gone, errSpare or errStopped.
 func (w *watch) next(in []byte) (int, error) {
 	n, err := w.try(in)
 	if err == nil {
@@ -157,6 +191,9 @@ func (w *watch) learn(waited time.Duration) {
 // try reads a request if there is one.
 func (w *watch) try(in []byte) (int, error) {
 	for {
+		if w.halted.Load() {
+			return 0, errStopped
+		}
 		n, err := unix.Read(w.fd, in)
 		switch err {
 		case unix.EINTR, // signal

@@ -33,8 +33,13 @@ func pipeWatch(t *testing.T) (*watch, *os.File) {
 		t.Fatal(err)
 	}
 	w := new(watch)
-	w.init(fds[0])
-	t.Cleanup(func() { unix.Close(fds[0]) })
+	if err := w.open(fds[0]); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		w.release()
+		unix.Close(fds[0])
+	})
 	return w, os.NewFile(uintptr(fds[1]), "requests")
 }
 
@@ -110,7 +115,7 @@ func TestWatchGoesOn(t *testing.T) {
 func TestWatchEnds(t *testing.T) {
 	for range 1000 {
 		w := new(watch)
-		w.init(-1)
+		w.init(-1, -1)
 		enlist := func() {
 			if w.enlist(4) {
 				go w.discharge()

@@ -177,9 +177,13 @@ func serveImage(conn *os.File) error {
 	defer goruntime.KeepAlive(guard) // open until this process ends, by which the guard sees that
 	heed(guard, fs)
 	stop := rec.Start()
-	err = fs.Serve(devices[0], guarded(devices[0], guard), func() {
-		state.Serving, state.Read = true, read(source)
-		_ = sendMessage(conn, &state)
+	err = fs.Serve(fusefs.Serving{
+		Device: devices[0],
+		Store:  guarded(devices[0], guard),
+		Ready: func([]byte) {
+			state.Serving, state.Read = true, read(source)
+			_ = sendMessage(conn, &state)
+		},
 	})
 	state.Serving, state.Ended, state.Read = true, true, read(source)
 	state.Requests, state.Recorded = requests(fs.Stats()), stop()
