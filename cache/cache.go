@@ -43,12 +43,12 @@ type Cache struct {
 
 // Stats counts what a Cache did since it was made.
 type Stats struct {
-	Hits      uint64 // block was there
-	Misses    uint64 // block was decoded by the caller
-	Waits     uint64 // block was being decoded by somebody else
-	Ahead     uint64 // block was decoded ahead of need, by Load
-	Evictions uint64 // blocks dropped to make room
-	Bytes     int64  // memory of the blocks kept and of the buffers waiting for use, at this moment
+	Hits      uint64 `json:"hits"`      // block was there
+	Misses    uint64 `json:"misses"`    // block was decoded by the caller
+	Waits     uint64 `json:"waits"`     // block was being decoded by somebody else
+	Ahead     uint64 `json:"ahead"`     // block was decoded ahead of need, by Load
+	Evictions uint64 `json:"evictions"` // blocks dropped to make room
+	Bytes     int64  `json:"bytes"`     // memory of the blocks kept and of the buffers waiting for use, at this moment
 }
 
 // minShardBytes is the least budget of one shard: 32 blocks of the largest size. With less, a few blocks that fall

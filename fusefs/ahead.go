@@ -340,7 +340,7 @@ func (a *ahead) unlocked(do func()) {
 
 // pass decodes a block, unless it is kept, and has parts of it put into the page cache.
 func (a *ahead) pass(b sqfs.Block, parts []part) {
-	buf, err := a.fs.cache.Get(a.fs.decoder, a.fs.id, b)
+	buf, err := a.fs.cache.Get(a.fs.early, a.fs.id, b)
 	if err != nil {
 		return // whoever reads it will be told
 	}

@@ -20,6 +20,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"math"
 	"sync/atomic"
 	"time"
@@ -94,7 +95,9 @@ type FS struct {
 	storers   *storers // nil if there are none
 	trace     trace
 	decoder   *decoder
-	source    *Source // nil: nobody says when a request takes long
+	needed    *counted // decoder, for requests
+	early     *counted // the same, ahead of them
+	source    *Source  // nil: nobody says when a request takes long
 }
 
 var _ fuse.RawFileSystem = (*FS)(nil)
@@ -123,6 +126,7 @@ func New(img *sqfs.Image, o Options) *FS {
 		blockSize:     int64(super.BlockSize),
 		pieces:        make(chan piece),
 	}
+	f.needed, f.early = &counted{f.decoder, &f.counts, false}, &counted{f.decoder, &f.counts, true}
 	f.ahead.init(f, o.Replay)
 	if o.Record {
 		f.trace.seen = make(map[Touch]struct{})
@@ -143,19 +147,70 @@ const AllowIDMap = fuse.CAP_ALLOW_IDMAP
 // Ready: with AllowIDMap if Options.IDMap asked for that and the kernel can.
 func (f *FS) Flags() uint64 { return f.agreed.Load() }
 
-// Stats says how many requests an FS answered.
+// Stats says what an FS did: how many requests it answered, and what that took.
 type Stats struct {
-	Lookup, GetAttr, Readlink, Open, ReadDir, Read, Xattr, StatFs uint64
+	Lookup   uint64 `json:"lookup"`
+	GetAttr  uint64 `json:"getattr"`
+	Readlink uint64 `json:"readlink"`
+	Open     uint64 `json:"open"`
+	ReadDir  uint64 `json:"readdir"`
+	Read     uint64 `json:"read"`
+	Xattr    uint64 `json:"xattr"`
+	StatFs   uint64 `json:"statfs"`
 
-	ReadBytes uint64 // of file data in answers to READ
-	Stored    uint64 // bytes of file data that were put into the page cache before they were asked for
-	Errors    uint64 // answers of EIO
-	Cache     cache.Stats
+	ReadBytes uint64 `json:"read_bytes"` // of file data in answers to READ
+	Stored    uint64 `json:"stored"`     // bytes of file data that were put into the page cache before they were asked for
+	Errors    uint64 `json:"errors"`     // answers of EIO
+
+	Wanted       uint64 `json:"wanted"`        // blocks that requests needed
+	Missed       uint64 `json:"missed"`        // of these those that a request decoded itself: nobody had before
+	Decoded      uint64 `json:"decoded"`       // blocks that were decoded, for requests and ahead of them
+	DecodedBytes uint64 `json:"decoded_bytes"` // that these have expanded
+
+	Cache cache.Stats `json:"cache"`
+	// Latency says how long requests took, by their kind, which is named as the counters above are; nil: not measured.
+	Latency map[string]Histogram `json:"latency"`
+}
+
+// Add adds what another FS counted, such as one that served the same mount before. Cache stays: it is of all images.
+func (s *Stats) Add(o *Stats) {
+	for _, sum := range []struct {
+		to   *uint64
+		more uint64
+	}{
+		{&s.Lookup, o.Lookup},
+		{&s.GetAttr, o.GetAttr},
+		{&s.Readlink, o.Readlink},
+		{&s.Open, o.Open},
+		{&s.ReadDir, o.ReadDir},
+		{&s.Read, o.Read},
+		{&s.Xattr, o.Xattr},
+		{&s.StatFs, o.StatFs},
+		{&s.ReadBytes, o.ReadBytes},
+		{&s.Stored, o.Stored},
+		{&s.Errors, o.Errors},
+		{&s.Wanted, o.Wanted},
+		{&s.Missed, o.Missed},
+		{&s.Decoded, o.Decoded},
+		{&s.DecodedBytes, o.DecodedBytes},
+	} {
+		*sum.to += sum.more
+	}
+	sums := make(map[string]Histogram, max(len(s.Latency), len(o.Latency)))
+	maps.Copy(sums, s.Latency)
+	for name, h := range o.Latency {
+		sum := sums[name]
+		sum.Add(&h)
+		sums[name] = sum
+	}
+	s.Latency = sums
 }
 
 // counters are what Stats shows.
 type counters struct {
 	lookup, getAttr, readlink, open, readDir, read, xattr, statFs, readBytes, stored, errors atomic.Uint64
+
+	wanted, missed, decoded, decodedBytes atomic.Uint64
 }
 
 // Stats returns the counters since New. Those of Cache are of all images that share it.
@@ -165,6 +220,8 @@ func (f *FS) Stats() Stats {
 		Lookup: c.lookup.Load(), GetAttr: c.getAttr.Load(), Readlink: c.readlink.Load(), Open: c.open.Load(),
 		ReadDir: c.readDir.Load(), Read: c.read.Load(), Xattr: c.xattr.Load(), StatFs: c.statFs.Load(),
 		ReadBytes: c.readBytes.Load(), Stored: c.stored.Load(), Errors: c.errors.Load(),
+		Wanted: c.wanted.Load(), Missed: c.missed.Load(),
+		Decoded: c.decoded.Load(), DecodedBytes: c.decodedBytes.Load(),
 		Cache: f.cache.Stats(),
 	}
 }

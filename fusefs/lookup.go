@@ -194,7 +194,7 @@ func (a *ahead) preload(s *stream, b sqfs.Block) {
 		a.forgetOld(b)
 	}
 	a.mu.Unlock()
-	did, err := a.fs.cache.Load(a.fs.decoder, a.fs.id, b)
+	did, err := a.fs.cache.Load(a.fs.early, a.fs.id, b)
 	if did && err == nil {
 		return
 	}

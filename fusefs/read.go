@@ -154,6 +154,7 @@ func short(b sqfs.Block, n int) error {
 
 // readWhole fills dst with a block, which is not of use here any more.
 func (f *FS) readWhole(dst []byte, b sqfs.Block) error {
+	f.counts.wanted.Add(1)
 	if buf := f.cache.Find(f.id, b, f.decoder); buf != nil {
 		defer buf.Drop()
 		if copy(dst, buf.Bytes()) < len(dst) {
@@ -161,7 +162,7 @@ func (f *FS) readWhole(dst []byte, b sqfs.Block) error {
 		}
 		return nil
 	}
-	n, err := f.img.ReadBlock(dst, b)
+	n, err := f.needed.ReadBlock(dst, b)
 	if err == nil && n < len(dst) {
 		err = short(b, n)
 	}
@@ -170,7 +171,8 @@ func (f *FS) readWhole(dst []byte, b sqfs.Block) error {
 
 // cached fills dst with the bytes of a block from start on, and returns the block.
 func (f *FS) cached(dst []byte, b sqfs.Block, start int) (*cache.Buffer, error) {
-	buf, err := f.cache.Get(f.decoder, f.id, b)
+	f.counts.wanted.Add(1)
+	buf, err := f.cache.Get(f.needed, f.id, b)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -364,7 +365,7 @@ func TestNoMessages(t *testing.T) {
 	before := s.figures().Stats
 	use()
 	after := s.figures().Stats
-	if before != after {
+	if !reflect.DeepEqual(before, after) {
 		t.Errorf("a warm walk sent messages:\nbefore %+v\n after %+v", before, after)
 	}
 	if after.Open > 3 {
