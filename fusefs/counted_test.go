@@ -37,7 +37,7 @@ func TestCountedBlocks(t *testing.T) {
 	}
 }
 
-// No counter is left out of a sum.
+// No counter is left out of a sum, or of a difference.
 func TestStatsAdd(t *testing.T) {
 	var one, sum Stats
 	v := reflect.ValueOf(&one).Elem()
@@ -53,5 +53,20 @@ func TestStatsAdd(t *testing.T) {
 		if v.Field(i).Kind() == reflect.Uint64 && v.Field(i).Uint() != 2 {
 			t.Errorf("%s is not added", v.Type().Field(i).Name)
 		}
+	}
+	one.Latency = map[string]Histogram{"read": {Counts: [maxBuckets]uint64{7}}}
+	sum.Add(&one)
+	d := sum.Since(&one)
+	v = reflect.ValueOf(d)
+	for i := range v.NumField() {
+		if v.Field(i).Kind() == reflect.Uint64 && v.Field(i).Uint() != 2 {
+			t.Errorf("%s is not subtracted", v.Type().Field(i).Name)
+		}
+	}
+	if h := d.Latency["read"]; h.Count() != 0 {
+		t.Errorf("%d requests since", h.Count())
+	}
+	if d = one.Since(&sum); !reflect.DeepEqual(d, one) {
+		t.Errorf("begun anew: %+v, want %+v", d, one)
 	}
 }

@@ -174,28 +174,7 @@ type Stats struct {
 
 // Add adds what another FS counted, such as one that served the same mount before. Cache stays: it is of all images.
 func (s *Stats) Add(o *Stats) {
-	for _, sum := range []struct {
-		to   *uint64
-		more uint64
-	}{
-		{&s.Lookup, o.Lookup},
-		{&s.GetAttr, o.GetAttr},
-		{&s.Readlink, o.Readlink},
-		{&s.Open, o.Open},
-		{&s.ReadDir, o.ReadDir},
-		{&s.Read, o.Read},
-		{&s.Xattr, o.Xattr},
-		{&s.StatFs, o.StatFs},
-		{&s.ReadBytes, o.ReadBytes},
-		{&s.Stored, o.Stored},
-		{&s.Errors, o.Errors},
-		{&s.Wanted, o.Wanted},
-		{&s.Missed, o.Missed},
-		{&s.Decoded, o.Decoded},
-		{&s.DecodedBytes, o.DecodedBytes},
-	} {
-		*sum.to += sum.more
-	}
+	s.counters(o, func(n *uint64, more uint64) { *n += more })
 	sums := make(map[string]Histogram, max(len(s.Latency), len(o.Latency)))
 	maps.Copy(sums, s.Latency)
 	for name, h := range o.Latency {
@@ -204,6 +183,46 @@ func (s *Stats) Add(o *Stats) {
 		sums[name] = sum
 	}
 	s.Latency = sums
+}
+
+// Since returns what was counted since an earlier state. If that has more of anything, s was begun anew in between, and
+// all of it is new. Cache is left out.
+func (s *Stats) Since(earlier *Stats) Stats {
+	d, anew := *s, false
+	d.counters(earlier, func(n *uint64, before uint64) {
+		anew = anew || *n < before
+		*n -= before
+	})
+	if anew {
+		d = *s
+	}
+	d.Cache, d.Latency = cache.Stats{}, make(map[string]Histogram, len(s.Latency))
+	for name, h := range s.Latency {
+		if before := earlier.Latency[name]; !anew {
+			h = h.Since(&before)
+		}
+		d.Latency[name] = h
+	}
+	return d
+}
+
+// counters calls do for each counter, with that of o.
+func (s *Stats) counters(o *Stats, do func(n *uint64, other uint64)) {
+	do(&s.Lookup, o.Lookup)
+	do(&s.GetAttr, o.GetAttr)
+	do(&s.Readlink, o.Readlink)
+	do(&s.Open, o.Open)
+	do(&s.ReadDir, o.ReadDir)
+	do(&s.Read, o.Read)
+	do(&s.Xattr, o.Xattr)
+	do(&s.StatFs, o.StatFs)
+	do(&s.ReadBytes, o.ReadBytes)
+	do(&s.Stored, o.Stored)
+	do(&s.Errors, o.Errors)
+	do(&s.Wanted, o.Wanted)
+	do(&s.Missed, o.Missed)
+	do(&s.Decoded, o.Decoded)
+	do(&s.DecodedBytes, o.DecodedBytes)
 }
 
 // counters are what Stats shows.
