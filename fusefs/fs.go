@@ -88,6 +88,7 @@ type FS struct {
 	agreed    atomic.Uint64 // what it was answered
 	pieces    chan piece    // to helpers, which Serve starts; without buffer, so that a send finds an idle one or none
 	counts    counters
+	latencies latencies
 	places    places
 	ahead     ahead
 	reading   atomic.Int32 // READs that are being answered
@@ -168,7 +169,8 @@ type Stats struct {
 	DecodedBytes uint64 `json:"decoded_bytes"` // that these have expanded
 
 	Cache cache.Stats `json:"cache"`
-	// Latency says how long requests took, by their kind, which is named as the counters above are; nil: not measured.
+	// Latency says how long requests took, by their kind, which is named as the counters above are, "other" beside these; nil:
+	// Serve has answered none.
 	Latency map[string]Histogram `json:"latency"`
 }
 
@@ -241,7 +243,7 @@ func (f *FS) Stats() Stats {
 		ReadBytes: c.readBytes.Load(), Stored: c.stored.Load(), Errors: c.errors.Load(),
 		Wanted: c.wanted.Load(), Missed: c.missed.Load(),
 		Decoded: c.decoded.Load(), DecodedBytes: c.decodedBytes.Load(),
-		Cache: f.cache.Stats(),
+		Cache: f.cache.Stats(), Latency: f.latencies.histograms(),
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -68,10 +69,12 @@ func (t *transport) run() {
 				t.fail(err)
 				return
 			}
+			begin := time.Now()
 			if t.fs.source == nil {
 				t.dev.relay()
 			}
 			t.answer(in[:n], out)
+			t.fs.latencies.observe(opcode(in), time.Since(begin))
 		}
 	}()
 }
