@@ -93,6 +93,7 @@ type FS struct {
 	ahead     ahead
 	reading   atomic.Int32 // READs that are being answered
 	noStoring atomic.Bool
+	bounds    bounds   // the usual ones, but in tests
 	storers   *storers // nil if there are none
 	trace     trace
 	decoder   *decoder
@@ -126,6 +127,7 @@ func New(img *sqfs.Image, o Options) *FS {
 		super:         super,
 		blockSize:     int64(super.BlockSize),
 		pieces:        make(chan piece),
+		bounds:        usualBounds,
 	}
 	f.needed, f.early = &counted{f.decoder, &f.counts, false}, &counted{f.decoder, &f.counts, true}
 	f.ahead.init(f, o.Replay)
@@ -162,6 +164,7 @@ type Stats struct {
 	ReadBytes uint64 `json:"read_bytes"` // of file data in answers to READ
 	Stored    uint64 `json:"stored"`     // bytes of file data that were put into the page cache before they were asked for
 	Errors    uint64 `json:"errors"`     // answers of EIO
+	Late      uint64 `json:"late"`       // of these those because storage did not answer in time
 
 	Wanted       uint64 `json:"wanted"`        // blocks that requests needed
 	Missed       uint64 `json:"missed"`        // of these those that a request decoded itself: nobody had before
@@ -221,6 +224,7 @@ func (s *Stats) counters(o *Stats, do func(n *uint64, other uint64)) {
 	do(&s.ReadBytes, o.ReadBytes)
 	do(&s.Stored, o.Stored)
 	do(&s.Errors, o.Errors)
+	do(&s.Late, o.Late)
 	do(&s.Wanted, o.Wanted)
 	do(&s.Missed, o.Missed)
 	do(&s.Decoded, o.Decoded)
@@ -229,7 +233,7 @@ func (s *Stats) counters(o *Stats, do func(n *uint64, other uint64)) {
 
 // counters are what Stats shows.
 type counters struct {
-	lookup, getAttr, readlink, open, readDir, read, xattr, statFs, readBytes, stored, errors atomic.Uint64
+	lookup, getAttr, readlink, open, readDir, read, xattr, statFs, readBytes, stored, errors, late atomic.Uint64
 
 	wanted, missed, decoded, decodedBytes atomic.Uint64
 }
@@ -240,7 +244,7 @@ func (f *FS) Stats() Stats {
 	return Stats{
 		Lookup: c.lookup.Load(), GetAttr: c.getAttr.Load(), Readlink: c.readlink.Load(), Open: c.open.Load(),
 		ReadDir: c.readDir.Load(), Read: c.read.Load(), Xattr: c.xattr.Load(), StatFs: c.statFs.Load(),
-		ReadBytes: c.readBytes.Load(), Stored: c.stored.Load(), Errors: c.errors.Load(),
+		ReadBytes: c.readBytes.Load(), Stored: c.stored.Load(), Errors: c.errors.Load(), Late: c.late.Load(),
 		Wanted: c.wanted.Load(), Missed: c.missed.Load(),
 		Decoded: c.decoded.Load(), DecodedBytes: c.decodedBytes.Load(),
 		Cache: f.cache.Stats(), Latency: f.latencies.histograms(),

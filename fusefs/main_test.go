@@ -36,6 +36,9 @@ type role struct {
 	Cache    int64
 	GoFuse   bool          // serve with go-fuse's own server, for comparison
 	Delay    time.Duration // of each read of the image, as from slow storage
+	Hang     string        // a path: while it is there, storage does not answer
+	Within   time.Duration // that requests are to be answered; 0: the usual
+	MaxLate  int32         // bounds.late; 0: the usual
 	// Dir, if not empty, is mounted by the serving process, with fusermount3. Otherwise the device is descriptor 3.
 	Dir string
 	// Script, if not empty, makes this process one in a user namespace that mounts, starts a server and runs it.
@@ -133,7 +136,14 @@ func (r *role) fs() (*FS, error) {
 	if r.Cache != 0 {
 		o.Cache = cache.New(r.Cache)
 	}
-	return New(img, o), nil
+	f := New(img, o)
+	if r.Within != 0 {
+		f.bounds.time = r.Within
+	}
+	if r.MaxLate != 0 {
+		f.bounds.late = r.MaxLate
+	}
+	return f, nil
 }
 
 // open opens the image, and returns what it is read through.
@@ -146,7 +156,7 @@ func (r *role) open() (*sqfs.Image, *Source, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	source := NewSource(slowReader{file, r.Delay})
+	source := NewSource(slowReader{file, r.Delay, r.Hang})
 	img, err := sqfs.New(source, st.Size()-r.Offset, &sqfs.Options{Offset: r.Offset})
 	return img, source, err
 }
@@ -154,10 +164,17 @@ func (r *role) open() (*sqfs.Image, *Source, error) {
 type slowReader struct {
 	file  *os.File
 	delay time.Duration
+	hang  string // a path, see role
 }
 
 func (s slowReader) ReadAt(p []byte, off int64) (int, error) {
 	time.Sleep(s.delay)
+	for s.hang != "" {
+		if _, err := os.Stat(s.hang); err != nil {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 	return s.file.ReadAt(p, off)
 }
 

@@ -37,8 +37,13 @@ type Serving struct {
 
 // Serve answers the requests of a mount until it is unmounted, aborted or Stop is closed; then it returns nil.
 //
-// Serve starts up to 128 goroutines, and two for each processor beside these, and returns when the last has ended. An
-// FS is served once. A process that serves should have more threads for Go code than processors (runtime.GOMAXPROCS):
+// Whatever storage does, each request is answered within 25 s, with EIO if it comes to that, as most callers cannot be
+// killed before. So Serve returns within 25 s of Stop, and soon after an unmount. Goroutines that still wait for storage
+// then, or for the page cache, end by themselves once they are let go: until then they use the image and the cache, which
+// may be closed and used on.
+//
+// Serve starts up to 128 goroutines, and two for each processor beside these; where storage is slow up to 640. An FS is
+// served once. A process that serves should have more threads for Go code than processors (runtime.GOMAXPROCS):
 // decoders keep theirs for a millisecond at a time, and a request that was read waits for a free one.
 //
 // Whoever holds another descriptor of the device may start a server after this one, at any time, however this one
@@ -80,8 +85,11 @@ func (f *FS) Serve(s Serving) error {
 		f.source.watch.Store(&t.dev)
 		defer f.source.watch.Store(nil)
 	}
-	t.run()
+	stopOverseer := t.over.start(t)
+	defer stopOverseer()
+	t.hire()
 	<-t.dev.ended
+	t.answering.Wait()
 	if err := t.failure.Load(); err != nil {
 		return *err
 	}

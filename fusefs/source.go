@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"errors"
 	"io"
 	"sync/atomic"
 
@@ -20,8 +21,21 @@ type Source struct {
 // NewSource returns a Source that reads r, which must serve concurrent calls.
 func NewSource(r io.ReaderAt) *Source { return &Source{r: r} }
 
+// maxReads is how many reads of storage a process may wait for. Each may hold a thread, and Go's runtime gives up at
+// 10,000 of them (runtime/debug.SetMaxThreads).
+const maxReads = 6000
+
+var (
+	underway   atomic.Int32 // reads of storage, of all Sources
+	errBacklog = errors.New("too many reads wait for storage; does it hang?")
+)
+
 // ReadAt implements io.ReaderAt.
 func (s *Source) ReadAt(p []byte, off int64) (int, error) {
+	defer underway.Add(-1)
+	if underway.Add(1) > maxReads {
+		return 0, errBacklog
+	}
 	s.Waiting()
 	n, err := s.r.ReadAt(p, off)
 	s.reads.Add(1)

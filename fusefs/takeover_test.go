@@ -40,6 +40,7 @@ const (
 // serveKept is a server of a keeper: a line of the keeper ends it, the end of the keeper too.
 func (r *role) serveKept() error {
 	sock := os.NewFile(keptSocket, "keeper")
+	defer runtime.KeepAlive(sock) // the keeper takes its end for that of this process
 	syscall.CloseOnExec(keptSocket)
 	dec, enc := json.NewDecoder(sock), json.NewEncoder(sock)
 	var told keptServer
@@ -90,6 +91,7 @@ func (r *role) keep() error {
 		if err = s.end(how); err != nil {
 			return err
 		}
+		fmt.Println("ended", 0)
 		if s, err = r.startKept(dev, s.Init); err != nil {
 			return err
 		}
@@ -197,10 +199,17 @@ func (s *server) awaitKept(word string) (flags uint64) {
 // next ends the server and has another one go on.
 func (s *server) next(how string) (flags uint64) {
 	s.t.Helper()
+	s.endServer(how)
+	return s.awaitKept("again")
+}
+
+// endServer is the first half of next.
+func (s *server) endServer(how string) {
+	s.t.Helper()
 	if _, err := fmt.Fprintln(s.in, how); err != nil {
 		s.t.Fatal(err, s.log.String())
 	}
-	return s.awaitKept("again")
+	s.awaitKept("ended")
 }
 
 // endKept ends the keeper, and with it the mount.
