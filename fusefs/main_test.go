@@ -38,15 +38,16 @@ type role struct {
 	Delay    time.Duration // of each read of the image, as from slow storage
 	Hang     string        // a path: while it is there, storage does not answer
 	Within   time.Duration // that requests are to be answered; 0: the usual
-	MaxLate  int32         // bounds.late; 0: the usual
+	Again    time.Duration // bounds.again, and the following; 0: the usual
+	MaxLate  int32
 	// Dir, if not empty, is mounted by the serving process, with fusermount3. Otherwise the device is descriptor 3.
 	Dir string
 	// Script, if not empty, makes this process one in a user namespace that mounts, starts a server and runs it.
 	Script []string
 	// Hostile makes this process one that serves the images of package hostile, see hostile_test.go.
 	Hostile bool
-	// Keeper makes this process the keeper of takeover_test.go, Kept a server of one.
-	Keeper, Kept, NoResend, IDMap bool
+	// Keeper makes this process the keeper of takeover_test.go, Kept a server of one, Thief one that dies.
+	Keeper, Kept, Thief, NoResend, IDMap bool
 }
 
 func TestMain(m *testing.M) {
@@ -70,6 +71,10 @@ func TestMain(m *testing.M) {
 		}
 	case r.Kept:
 		if err := r.serveKept(); err != nil {
+			fatal(err)
+		}
+	case r.Thief:
+		if _, err := os.NewFile(keptDevice, device).Read(make([]byte, requestSize)); err != nil {
 			fatal(err)
 		}
 	case r.Script != nil:
@@ -139,6 +144,9 @@ func (r *role) fs() (*FS, error) {
 	f := New(img, o)
 	if r.Within != 0 {
 		f.bounds.time = r.Within
+	}
+	if r.Again != 0 {
+		f.bounds.again = r.Again
 	}
 	if r.MaxLate != 0 {
 		f.bounds.late = r.MaxLate

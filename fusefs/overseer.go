@@ -31,9 +31,10 @@ type overseer struct {
 	wake   chan struct{} // for the first who has something then
 }
 
-// bounds are what an overseer keeps to.
+// bounds are what Serve keeps to. Those of tests are smaller.
 type bounds struct {
-	time time.Duration // the longest that a request may take
+	time  time.Duration // the longest that a request may take
+	again time.Duration // when what earlier servers have taken is asked for once more
 	// standing is how many workers may have lost their seats to others because their requests take long. Each may hold
 	// a thread. When there are as many, requests wait in the kernel.
 	standing int32
@@ -42,7 +43,7 @@ type bounds struct {
 }
 
 // usualBounds leave some time of the 30 s after which schedulers begin to kill.
-var usualBounds = bounds{25 * time.Second, 512, 512}
+var usualBounds = bounds{25 * time.Second, resendAgain, 512, 512}
 
 // answerLooks is how often the overseer looks while a request may take as long as it may.
 const answerLooks = 25

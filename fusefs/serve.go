@@ -31,7 +31,7 @@ type Serving struct {
 	// another version of this program.
 	Ready func(init []byte)
 	// Stop, when it is closed, ends Serve without ending the mount: nothing is taken any more, and what was taken is
-	// answered. It may be nil.
+	// answered. If that was so before Ready was called, the next server is without Resume too. It may be nil.
 	Stop <-chan struct{}
 }
 
@@ -60,16 +60,16 @@ func (f *FS) Serve(s Serving) error {
 	defer t.dev.release()
 	stopped := t.heed(s.Stop)
 	defer stopped()
+	if !s.NoResend {
+		stopResending := t.resend()
+		defer stopResending()
+	}
 	state, err := t.begin(s.Resume)
 	if errors.Is(err, errStopped) {
 		return nil
 	}
 	if err != nil {
 		return err
-	}
-	if s.Resume != nil && !s.NoResend {
-		stopResending := t.resend()
-		defer stopResending()
 	}
 	if s.Ready != nil {
 		s.Ready(state)
@@ -234,19 +234,20 @@ const (
 	// INIT too. Older kernels answer EINVAL.
 	notifyResend = 7
 	// resendAgain is how long after the first the second one is written: threads of a server that was killed may still
-	// take requests while they die.
+	// take requests while they die, if its end was not waited for.
 	resendAgain = 6 * time.Second
 )
 
-// resend asks for what earlier servers have taken and not answered, now and once more later, and returns a function that
-// ends this. What this server has taken itself comes once more then; whichever answer is second gets ENOENT.
+// resend asks for what earlier servers have taken and not answered, which may be INIT, now and once more later. It returns
+// a function that ends this. What this server has taken itself comes once more then; the answer to what was taken first
+// gets ENOENT.
 func (t *transport) resend() (stop func()) {
 	t.notify(notifyResend)
 	quit, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
 		select {
-		case <-time.After(resendAgain):
+		case <-time.After(t.fs.bounds.again):
 			t.notify(notifyResend)
 		case <-quit:
 		}

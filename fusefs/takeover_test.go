@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
@@ -307,6 +308,42 @@ func TestKill(t *testing.T) {
 	s.endKept()
 }
 
+// TestResendAgain has what a server has taken come to it once more, while it works on that.
+func TestResendAgain(t *testing.T) {
+	image, files := keptTree(t)
+	s := mountKept(t, role{Image: image, Delay: 20 * time.Millisecond, Again: 30 * time.Millisecond})
+	stop := s.readers(files, nil)
+	for range 10 {
+		s.next("kill")
+		time.Sleep(60 * time.Millisecond)
+	}
+	stop()
+	s.endKept()
+}
+
+// TestKillBeforeInit has a server die that has taken INIT and not answered it.
+func TestKillBeforeInit(t *testing.T) {
+	needRoot(t)
+	s := &server{t: t, dir: t.TempDir()}
+	dev, err := Mount(s.dir, MountOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dev.Close()
+	thief := exec.Command(self(t))
+	thief.Env = append(os.Environ(), roleEnv+"="+mustJSON(role{Thief: true}))
+	thief.ExtraFiles = []*os.File{dev}
+	if out, err := thief.CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	s.start(role{Image: smallImage(t)}, self(t), dev)
+	dev.Close()
+	s.awaitReady()
+	if data, err := os.ReadFile(s.path("hello")); string(data) != "hello\n" {
+		t.Errorf("read %q, %v", data, err)
+	}
+}
+
 // TestStop is TestKill with servers that are asked to stop, as for an upgrade.
 func TestStop(t *testing.T) {
 	image, files := keptTree(t)
@@ -411,6 +448,19 @@ func TestInitState(t *testing.T) {
 	refused(t, f, []byte("{"), "read its state")
 	refused(t, f, []byte{}, "read its state")
 	refused(t, f, make([]byte, maxInitState+1), "more than")
+}
+
+func FuzzInitState(f *testing.F) {
+	served := openImage(f, smallImage(f), Options{})
+	good := newInitState(served, make([]byte, minInit), make([]byte, minInitAnswer))
+	good.Request[4], good.Request[40], good.Request[44] = opInit, 7, 40
+	f.Add(good.encode())
+	f.Fuzz(func(t *testing.T, state []byte) {
+		t2 := &transport{fs: served, ps: fuse.NewProtocolServer(served, served.protocolOptions())}
+		if err := t2.resume(state); err == nil && t2.resume(state) != nil {
+			t.Error("not taken twice")
+		}
+	})
 }
 
 func refused(t *testing.T, f *FS, state []byte, want string) {

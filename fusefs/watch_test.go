@@ -111,6 +111,39 @@ func TestWatchGoesOn(t *testing.T) {
 	}
 }
 
+// TestWatchHalts: nothing is taken after halt, and who sleeps at the device wakes.
+func TestWatchHalts(t *testing.T) {
+	w, requests := pipeWatch(t)
+	defer requests.Close()
+	w.more = func() {}
+	asleep := make(chan error)
+	go func() {
+		_, err := w.next(make([]byte, 1))
+		asleep <- err
+	}()
+	for !w.watching.Load() {
+		time.Sleep(time.Millisecond)
+	}
+	w.halt()
+	select {
+	case err := <-asleep:
+		if !errors.Is(err, errStopped) {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("still waits for a request")
+	}
+	if _, err := requests.Write([]byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.next(make([]byte, 1)); !errors.Is(err, errStopped) {
+		t.Errorf("took a request: %v", err)
+	}
+	if _, err := unix.Read(w.fd, make([]byte, 1)); err != nil {
+		t.Errorf("the request is gone: %v", err)
+	}
+}
+
 // TestWatchEnds: whoever wants one more goroutine while the last ends gets it in time, or not at all.
 func TestWatchEnds(t *testing.T) {
 	for range 1000 {
