@@ -77,6 +77,7 @@ func (f *FS) Serve(s Serving) error {
 	ends := []func(){f.startHelpers()}
 	if s.Store != nil {
 		ends = append(ends, f.startStorers(s.Store))
+		defer f.storers.settled.Wait() // until then they share the table in which Store is closed
 	}
 	ends = append(ends, f.ahead.start())
 	defer t.end(ends)

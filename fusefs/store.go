@@ -57,15 +57,19 @@ func processors() int { return max(1, runtime.GOMAXPROCS(0)/2) }
 type storers struct {
 	jobs chan storeJob
 	quit chan struct{} // closed when they are to end
+
+	settled sync.WaitGroup // those that have descriptors of their own
 }
 
 // startStorers starts threads that store through dev, a clone of the device, and returns a function that ends them and
 // waits for them.
 func (f *FS) startStorers(dev *os.File) (stop func()) {
-	s := &storers{make(chan storeJob, maxStoreJobs), make(chan struct{})}
+	s := &storers{jobs: make(chan storeJob, maxStoreJobs), quit: make(chan struct{})}
+	fd, n := int(dev.Fd()), min(processors(), maxStorers)
+	s.settled.Add(n)
 	var running sync.WaitGroup
-	for range min(processors(), maxStorers) {
-		running.Go(func() { f.storer(s, int(dev.Fd())) })
+	for range n {
+		running.Go(func() { f.storer(s, fd) })
 	}
 	f.storers = s // before anybody uses it, and until nobody does
 	return func() {
@@ -78,6 +82,7 @@ func (f *FS) startStorers(dev *os.File) (stop func()) {
 // storer is one thread that stores.
 func (f *FS) storer(s *storers, fd int) {
 	err := ownDescriptors(fd)
+	s.settled.Done()
 	if err != nil {
 		f.report.line("nothing is read ahead into the page cache", "err", err)
 	}
