@@ -85,7 +85,7 @@ func (r *role) keep() error {
 	fmt.Println("ready", s.Flags)
 	for {
 		var how string
-		if _, err := fmt.Scanln(&how); err != nil {
+		if _, err = fmt.Scanln(&how); err != nil {
 			_ = s.cmd.Process.Kill()
 			return nil
 		}

@@ -117,7 +117,7 @@ func (w *watch) next(in []byte) (int, error) {
 		w.relay() // requests come faster than they are answered
 		return n, nil
 	}
-	for err == unix.EAGAIN {
+	for errors.Is(err, unix.EAGAIN) {
 		if w.watching.CompareAndSwap(false, true) {
 			n, err = w.wait(in)
 			w.watching.Store(false)
@@ -127,7 +127,7 @@ func (w *watch) next(in []byte) (int, error) {
 			n, err = w.try(in)
 		}
 	}
-	if err != nil && err != errSpare {
+	if err != nil && !errors.Is(err, errSpare) {
 		w.close.Do(func() { close(w.gone) })
 	}
 	return n, err
@@ -164,14 +164,14 @@ func (w *watch) wait(in []byte) (int, error) {
 	start := time.Now()
 	for waited := time.Duration(0); waited < w.patience && !w.load.high(); waited = time.Since(start) {
 		for range 8 {
-			if n, err := w.try(in); err != unix.EAGAIN {
+			if n, err := w.try(in); !errors.Is(err, unix.EAGAIN) {
 				return n, err
 			}
 		}
 	}
 	for {
 		n, err := w.try(in)
-		if err != unix.EAGAIN {
+		if !errors.Is(err, unix.EAGAIN) {
 			w.learn(time.Since(start))
 			return n, err
 		}
