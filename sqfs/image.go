@@ -19,12 +19,18 @@ type Options struct {
 	// management: inodes, listings and tables, not what long directories and files take
 	// beside them. A block of at most 8 KiB that is in use comes on top. A big root file
 	// system has some ten MiB of metadata, a million inodes have some 50. Less costs
-	// time only. Default 128 MiB.
+	// time only. Default 128 MiB, with Metadata 48 MiB.
 	MetadataCache int64
+	// Metadata is a budget for that which the image shares with others. What it keeps of
+	// it is given back by [Image.Close]. nil: there is none.
+	Metadata *Budget
 }
 
-// defaultMetadataCache is the default of Options.MetadataCache.
-const defaultMetadataCache = 128 << 20
+// The defaults of Options.MetadataCache.
+const (
+	defaultMetadataCache = 128 << 20
+	sharedMetadataCache  = 48 << 20 // with a budget
+)
 
 // Image is an open squashfs image. All methods may be used by many goroutines at once.
 // Besides caches an image never changes.
@@ -93,28 +99,40 @@ func New(r io.ReaderAt, size int64, opts *Options) (*Image, error) {
 		return nil, err
 	}
 	limit := opts.MetadataCache
-	if limit == 0 {
+	switch {
+	case limit == 0 && opts.Metadata == nil:
 		limit = defaultMetadataCache
+	case limit == 0:
+		limit = sharedMetadataCache
 	}
-	img.meta.init(img.sb.BytesUsed-img.sb.InodeTable, limit)
-	blockSize := int(img.sb.BlockSize)
-	img.buffers.New = func() any { b := make([]byte, blockSize); return &b }
-	img.inodes = area{"inode table", img.sb.InodeTable, img.sb.DirectoryTable}
-	if err := img.checkOptions(); err != nil {
-		return nil, err
-	}
-	if err := img.openTables(raw); err != nil {
-		return nil, err
-	}
-	if err := img.checkRoot(); err != nil {
+	img.meta.init(img.sb.BytesUsed-img.sb.InodeTable, limit, opts.Metadata)
+	if err := img.open(raw); err != nil {
+		img.meta.close()
 		return nil, err
 	}
 	return img, nil
 }
 
-// Close closes the file that [OpenImage] opened; an image made by [New] needs no
-// closing. No other method may be running or be called later.
+// open prepares an image whose superblock is known.
+func (img *Image) open(raw disk.Superblock) error {
+	blockSize := int(img.sb.BlockSize)
+	img.buffers.New = func() any { b := make([]byte, blockSize); return &b }
+	img.inodes = area{"inode table", img.sb.InodeTable, img.sb.DirectoryTable}
+	if err := img.checkOptions(); err != nil {
+		return err
+	}
+	if err := img.openTables(raw); err != nil {
+		return err
+	}
+	return img.checkRoot()
+}
+
+// Close closes the file that [OpenImage] opened, and gives back what the image keeps of
+// [Options.Metadata]; an image made by [New] without that needs no closing. No other
+// method may be called later, nor be running, but for those that wait for a reader that
+// New was given: they keep nothing when they come to an end.
 func (img *Image) Close() error {
+	img.meta.close()
 	if img.closer == nil {
 		return nil
 	}

@@ -1,6 +1,7 @@
 package sqfs
 
 import (
+	"fmt"
 	"math/bits"
 	"sync"
 	"sync/atomic"
@@ -35,13 +36,16 @@ const metaOverhead = 64
 // long, which only an image made of tiny blocks can bring about.
 //
 // INVARIANT: bytes is the cost of all published blocks, but for the moment between
-// an insert and its accounting.
+// an insert and its accounting; and it is counted in budget, if there is one.
 type metaCache struct {
 	buckets []atomic.Pointer[metaBlock] // a power of two of them
 	shift   uint
 	limit   int64
 	bytes   atomic.Int64
 	hand    atomic.Uint32 // the next bucket to empty
+	budget  *Budget       // shared with other images; nil: there is none
+	closed  atomic.Bool   // nothing is kept any more
+	fixed   int64         // bytes of the table, and of indexes, while the image is open
 }
 
 // maxLinks bounds the blocks behind another in a bucket. With blocks of 8192 bytes there
@@ -54,12 +58,41 @@ const maxBuckets = 1 << 16
 // init sizes the table for metadata of span bytes on disk, of which limit bytes are
 // kept expanded. Metadata compresses to a third or so: one bucket for 4 KiB on disk
 // or 16 KiB of cache gives lists of two or three blocks.
-func (c *metaCache) init(span, limit int64) {
+func (c *metaCache) init(span, limit int64, budget *Budget) {
 	n := min(max(span/4096, 16), limit/(2*disk.MetadataSize)+16, maxBuckets)
 	log := bits.Len64(uint64(n - 1))
 	c.buckets = make([]atomic.Pointer[metaBlock], 1<<log)
 	c.shift = uint(64 - log)
 	c.limit = limit
+	c.fixed = int64(len(c.buckets)) * 8
+	if c.budget = budget; budget != nil {
+		budget.add(c)
+	}
+}
+
+// maxFixed is what an image with a budget may keep in indexes of tables, which stay as
+// long as it is open: those of 100 million inodes.
+const maxFixed = 1 << 20
+
+// addFixed counts n bytes of indexes. It is called while the image is opened.
+func (c *metaCache) addFixed(n int64) error {
+	if c.budget == nil {
+		return nil
+	}
+	if c.fixed+n > maxFixed {
+		return fmt.Errorf("indexes take more than %d bytes: %w", maxFixed, ErrUnsupported)
+	}
+	c.fixed += n
+	c.budget.used.Add(n)
+	return nil
+}
+
+// account counts n more bytes.
+func (c *metaCache) account(n int64) {
+	c.bytes.Add(n)
+	if c.budget != nil {
+		c.budget.used.Add(n)
+	}
 }
 
 // bucket returns the list that a block at pos belongs to (Fibonacci hashing: the
@@ -100,9 +133,9 @@ func (c *metaCache) insert(b *metaBlock) *metaBlock {
 		if !slot.CompareAndSwap(head, b) {
 			continue
 		}
-		c.bytes.Add(b.cost())
+		c.account(b.cost())
 		if b.link == nil {
-			c.bytes.Add(-head.total())
+			c.account(-head.total())
 		}
 		c.shrink()
 		return b
@@ -111,13 +144,43 @@ func (c *metaCache) insert(b *metaBlock) *metaBlock {
 
 // shrink empties buckets until the limit holds, going at most once around.
 func (c *metaCache) shrink() {
+	if c.closed.Load() { // meanwhile
+		c.clear()
+		return
+	}
 	for range c.buckets {
 		if c.bytes.Load() <= c.limit {
-			return
+			break
 		}
-		i := int(c.hand.Add(1)) & (len(c.buckets) - 1)
-		c.bytes.Add(-c.buckets[i].Swap(nil).total())
+		c.drop()
 	}
+	if c.budget != nil {
+		c.budget.shrink()
+	}
+}
+
+// drop empties the next bucket.
+func (c *metaCache) drop() {
+	i := int(c.hand.Add(1)) & (len(c.buckets) - 1)
+	c.account(-c.buckets[i].Swap(nil).total())
+}
+
+// clear empties all buckets.
+func (c *metaCache) clear() {
+	for i := range c.buckets {
+		c.account(-c.buckets[i].Swap(nil).total())
+	}
+}
+
+// close empties the table for good: what is inserted later leaves it at once.
+func (c *metaCache) close() {
+	if c.closed.Swap(true) {
+		return
+	}
+	if c.budget != nil {
+		c.budget.remove(c)
+	}
+	c.clear()
 }
 
 // cost returns what b counts against the limit.

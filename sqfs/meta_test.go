@@ -58,7 +58,7 @@ func heap() int64 {
 // TestMetaLists fills one bucket of the table, as an image of tiny metadata blocks can.
 func TestMetaLists(t *testing.T) {
 	var c metaCache
-	c.init(1<<30, 64<<20)
+	c.init(1<<30, 64<<20, nil)
 	first := c.bucket(0)
 	for pos, n := int64(0), 0; n < 1000; pos++ {
 		if c.bucket(pos) != first {

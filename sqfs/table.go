@@ -31,6 +31,9 @@ func (t *table) open(img *Image, at uint64, min int64) error {
 	if at > uint64(end) || !within(int64(at), t.head+n*disk.PositionSize, end) {
 		return corrupt(-1, "%s with %d rows at %#x reaches past the end of the image at %#x", t.name, t.rows, at, end)
 	}
+	if err := img.meta.addFixed(n * disk.PositionSize); err != nil {
+		return fmt.Errorf("%s with %d rows: %w", t.name, t.rows, err)
+	}
 	t.end = int64(at)
 	if err := t.readIndex(img, t.end+t.head, n); err != nil {
 		return err
