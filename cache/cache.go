@@ -111,6 +111,13 @@ func (c *Cache) Has(image uint64, b sqfs.Block) bool {
 	return c.shards[k.shard(len(c.shards))].has(k)
 }
 
+// Wanted reports whether somebody waits for block b of image, which is being decoded. Who comes to wait after Wanted said
+// no calls Waiter.Waiting later than that.
+func (c *Cache) Wanted(image uint64, b sqfs.Block) bool {
+	k := key{image, b}
+	return c.shards[k.shard(len(c.shards))].wanted(k)
+}
+
 // Load decodes block b of image ahead of need, unless it is kept or being decoded, and reports whether it did.
 func (c *Cache) Load(d Decoder, image uint64, b sqfs.Block) (bool, error) {
 	if b.Len > maxBlock {

@@ -90,6 +90,14 @@ func (s *shard) has(k key) bool {
 	return s.loading[k] != nil || s.kept.Contains(k)
 }
 
+// wanted is Cache.Wanted within the shard that k belongs to.
+func (s *shard) wanted(k key) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.loading[k]
+	return b != nil && b.done != nil
+}
+
 // loadAhead is Cache.Load within the shard that k belongs to.
 func (s *shard) loadAhead(d Decoder, k key) (bool, error) {
 	s.mu.Lock()

@@ -38,6 +38,10 @@ type Owner struct{ UID, GID uint32 }
 type Options struct {
 	// Cache keeps decompressed blocks; several file systems may share one. nil: a private one of 64 MiB.
 	Cache *cache.Cache
+	// Turns are shared by all file systems of the process, for whose processors they take turns; nil: none are taken.
+	// User is who gets the turns of this one.
+	Turns *Turns
+	User  uint32
 	// Owner, if not nil, is shown as the owner of every inode, for users whose name space maps only themselves.
 	Owner *Owner
 	// Restrict hides what an image from an untrusted source must not bring along: set-uid and set-gid bits are not
@@ -122,13 +126,13 @@ func New(img *sqfs.Image, o Options) *FS {
 		restrict:      o.Restrict,
 		idmap:         o.IDMap,
 		report:        reporter{log: o.Log},
-		decoder:       &decoder{img, o.Source},
 		source:        o.Source,
 		super:         super,
 		blockSize:     int64(super.BlockSize),
 		pieces:        make(chan piece),
 		bounds:        usualBounds,
 	}
+	f.decoder = &decoder{img, o.Source, f.cache, f.id, share{turns: o.Turns, user: o.User}}
 	f.needed, f.early = &counted{f.decoder, &f.counts, false}, &counted{f.decoder, &f.counts, true}
 	f.ahead.init(f, o.Replay)
 	if o.Record {

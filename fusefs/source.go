@@ -4,9 +4,6 @@ import (
 	"errors"
 	"io"
 	"sync/atomic"
-
-	"github.com/squirefs/squire/cache"
-	"github.com/squirefs/squire/sqfs"
 )
 
 // Source is what a served image is read through. It counts, and it tells the server of a mount when a request goes on
@@ -47,27 +44,6 @@ func (s *Source) ReadAt(p []byte, off int64) (int, error) {
 func (s *Source) Waiting() {
 	if w := s.watch.Load(); w != nil {
 		w.relay()
-	}
-}
-
-// decoder is an image for the block cache, which says when somebody waits.
-type decoder struct {
-	img    *sqfs.Image
-	source *Source // nil: nobody says when a request takes long
-}
-
-var _ interface {
-	cache.Decoder
-	cache.Waiter
-} = (*decoder)(nil)
-
-// ReadBlock implements cache.Decoder.
-func (d *decoder) ReadBlock(dst []byte, b sqfs.Block) (int, error) { return d.img.ReadBlock(dst, b) }
-
-// Waiting implements cache.Waiter.
-func (d *decoder) Waiting() {
-	if d.source != nil {
-		d.source.Waiting()
 	}
 }
 

@@ -155,6 +155,21 @@ func (f *File) tail(n int) (Extent, error) {
 // holds after an error is undefined. Nothing is cached; a block that is not stored is
 // read into a pooled buffer first.
 func (img *Image) ReadBlock(dst []byte, b Block) (int, error) {
+	return img.ReadBlockInTurn(dst, b, nil)
+}
+
+// Turns are for programs that expand blocks of many images at the same time.
+type Turns interface {
+	// Take is called when block b has been read, before it is expanded, and waits for a
+	// turn.
+	Take(b Block) (turn int64)
+	// Give is called with what Take returned once b is expanded.
+	Give(turn int64)
+}
+
+// ReadBlockInTurn is [Image.ReadBlock] that takes turns with others to expand blocks. A
+// block that is stored needs none. turns may be nil.
+func (img *Image) ReadBlockInTurn(dst []byte, b Block, turns Turns) (int, error) {
 	if int64(b.Len) > int64(len(dst)) || b.Size > img.sb.BlockSize {
 		return 0, fmt.Errorf("read block of %d, expanded %d bytes into %d: %w", b.Size, b.Len, len(dst), fs.ErrInvalid)
 	}
@@ -163,7 +178,7 @@ func (img *Image) ReadBlock(dst []byte, b Block) (int, error) {
 		clear(dst)
 		return len(dst), nil
 	}
-	n, err := img.expand(dst, b)
+	n, err := img.expand(dst, b, turns)
 	if err == nil && n != len(dst) && !b.Fragment {
 		err = corrupt(b.Off, "data block has %d bytes expanded, want %d", n, len(dst))
 	}
@@ -174,7 +189,7 @@ func (img *Image) ReadBlock(dst []byte, b Block) (int, error) {
 }
 
 // expand reads b into dst, of at least the right length, and returns its length.
-func (img *Image) expand(dst []byte, b Block) (int, error) {
+func (img *Image) expand(dst []byte, b Block, turns Turns) (int, error) {
 	if b.Stored {
 		if int(b.Size) > len(dst) {
 			return 0, corrupt(b.Off, "stored block has %d bytes, want %d", b.Size, len(dst))
@@ -186,6 +201,9 @@ func (img *Image) expand(dst []byte, b Block) (int, error) {
 	src := (*buf)[:b.Size]
 	if err := img.readAt(src, b.Off); err != nil {
 		return 0, err
+	}
+	if turns != nil {
+		defer turns.Give(turns.Take(b))
 	}
 	n, err := img.codec.Decode(dst, src)
 	if err != nil {
