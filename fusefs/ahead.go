@@ -24,6 +24,11 @@ type ahead struct {
 
 	mu      sync.Mutex
 	work    sync.Cond              // signalled when there may be work
+	workers int                    // goroutines that do it
+	idle    int                    // of these those that wait, and were not called
+	limit   int                    // how many there may be
+	resting bool                   // who is idle is to end
+	running sync.WaitGroup         // of workers
 	streams []*stream              // the one that was read last at the end
 	pending map[sqfs.Block]*stream // decoded, or being decoded, and not asked for yet
 	closed  bool
@@ -87,25 +92,56 @@ func (a *ahead) init(f *FS, replay []Touch) {
 	a.lookups.init(replay, f.cache.Budget()/2)
 }
 
-// start starts the goroutines, and returns a function that ends them and waits for them.
+// start allows goroutines, which start when there is work, and returns a function that ends them and waits for them.
 func (a *ahead) start() (stop func()) {
-	var running sync.WaitGroup
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.limit = min(processors(), maxDecoders)
 	if touches := a.touches; len(touches) > 0 {
-		running.Go(func() { a.index(touches) })
-	}
-	for range min(processors(), maxDecoders) {
-		running.Go(a.run)
+		a.running.Go(func() { a.index(touches) })
+		a.call()
 	}
 	return func() {
 		a.mu.Lock()
-		a.closed = true
+		a.closed, a.limit = true, 0
+		a.wakeAll()
 		a.mu.Unlock()
-		a.work.Broadcast()
-		running.Wait()
+		a.running.Wait()
 	}
 }
 
-// run does what there is to do until the end. What was looked up is needed soonest, what was read before latest.
+// call has somebody look for work. a.mu is held.
+func (a *ahead) call() {
+	a.resting = false
+	a.fs.lull.putOff()
+	switch {
+	case a.idle > 0:
+		a.idle--
+		a.work.Signal()
+	case a.workers < a.limit:
+		a.workers++
+		a.running.Go(a.run)
+	}
+}
+
+// wakeAll wakes all who are idle. a.mu is held.
+func (a *ahead) wakeAll() {
+	a.idle = 0
+	a.work.Broadcast()
+}
+
+// rest ends the workers that are idle, and reports whether there are no others.
+func (a *ahead) rest() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	idle := a.idle
+	a.resting = true
+	a.wakeAll()
+	return a.workers <= idle
+}
+
+// run does what there is to do, until the end or a rest. What was looked up is needed soonest, what was read before
+// latest.
 func (a *ahead) run() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -116,10 +152,14 @@ func (a *ahead) run() {
 			a.advance(s)
 		} else if a.canReplay() {
 			a.replayNext()
+		} else if a.resting {
+			break
 		} else {
+			a.idle++
 			a.work.Wait()
 		}
 	}
+	a.workers--
 }
 
 // read notes that block i of ino, which is at b, is being read; first says that it is the first block of a request. It
@@ -153,7 +193,7 @@ func (a *ahead) read(ino *sqfs.Inode, i int64, b *sqfs.Block, first bool) {
 		s.shared, s.passed = *b, *b
 	}
 	if s.hasWork() {
-		a.work.Signal()
+		a.call()
 	}
 }
 
@@ -307,7 +347,7 @@ func (a *ahead) advance(s *stream) {
 		a.queue(s, &w)
 	}
 	if s.hasWork() {
-		a.work.Signal() // somebody else can go on
+		a.call() // somebody else can go on
 	}
 	a.unlocked(func() { a.pass(w.block, w.parts) })
 }

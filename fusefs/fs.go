@@ -39,9 +39,9 @@ type Options struct {
 	// Cache keeps decompressed blocks; several file systems may share one. nil: a private one of 64 MiB.
 	Cache *cache.Cache
 	// Turns are shared by all file systems of the process, for whose processors they take turns; nil: none are taken.
-	// User is who gets the turns of this one.
 	Turns *Turns
-	User  uint32
+	// User is who gets the turns of this one.
+	User uint32
 	// Owner, if not nil, is shown as the owner of every inode, for users whose name space maps only themselves.
 	Owner *Owner
 	// Restrict hides what an image from an untrusted source must not bring along: set-uid and set-gid bits are not
@@ -90,7 +90,8 @@ type FS struct {
 	blockSize int64
 	initFlags atomic.Uint64 // what the kernel offered in INIT
 	agreed    atomic.Uint64 // what it was answered
-	pieces    chan piece    // to helpers, which Serve starts; without buffer, so that a send finds an idle one or none
+	helpers   helpers
+	lull      lull
 	counts    counters
 	latencies latencies
 	places    places
@@ -129,16 +130,25 @@ func New(img *sqfs.Image, o Options) *FS {
 		source:        o.Source,
 		super:         super,
 		blockSize:     int64(super.BlockSize),
-		pieces:        make(chan piece),
 		bounds:        usualBounds,
+		lull:          lull{after: lullAfter},
 	}
 	f.decoder = &decoder{img, o.Source, f.cache, f.id, share{turns: o.Turns, user: o.User}}
 	f.needed, f.early = &counted{f.decoder, &f.counts, false}, &counted{f.decoder, &f.counts, true}
+	f.helpers.init()
 	f.ahead.init(f, o.Replay)
 	if o.Record {
 		f.trace.seen = make(map[Touch]struct{})
 	}
 	return f
+}
+
+// retire ends the goroutines and threads that wait for something to do, but for the one at the device, and reports whether
+// there are no others.
+func (f *FS) retire(dev *watch) bool {
+	workers, helpers, ahead := dev.rest(), f.helpers.rest(), f.ahead.rest()
+	storers := f.storers == nil || f.storers.rest()
+	return workers && helpers && ahead && storers
 }
 
 // String returns the name of the file system type.

@@ -97,7 +97,7 @@ func (a *ahead) listed(ino *sqfs.Inode) {
 func (a *ahead) enqueue(ino *sqfs.Inode) {
 	if len(a.found) < maxFound {
 		a.found = append(a.found, *ino)
-		a.work.Signal()
+		a.call()
 	}
 }
 
@@ -115,7 +115,7 @@ func (a *ahead) refund() { a.credit = min(a.credit+1, maxCredit) }
 func (a *ahead) follow() {
 	ino := a.found[0]
 	if a.found = a.found[1:]; len(a.found) > 0 {
-		a.work.Signal()
+		a.call()
 	} else {
 		a.found = nil
 	}
@@ -228,7 +228,7 @@ func (a *ahead) settle(s *stream, b sqfs.Block, used bool) {
 		a.refund()
 	}
 	if a.canReplay() {
-		a.work.Signal()
+		a.call()
 	}
 }
 
@@ -239,7 +239,7 @@ func (a *ahead) canReplay() bool { return len(a.touches) > 0 && a.replay.done < 
 func (a *ahead) replayNext() {
 	t := a.touches[0]
 	if a.touches = a.touches[1:]; a.canReplay() {
-		a.work.Signal()
+		a.call()
 	}
 	a.unlocked(func() {
 		ino, err := a.fs.img.Inode(t.Ref)

@@ -40,6 +40,7 @@ type role struct {
 	Within   time.Duration // that requests are to be answered; 0: the usual
 	Again    time.Duration // bounds.again, and the following; 0: the usual
 	MaxLate  int32
+	Lull     time.Duration // lull.after; 0: the usual
 	// Dir, if not empty, is mounted by the serving process, with fusermount3. Otherwise the device is descriptor 3.
 	Dir string
 	// Script, if not empty, makes this process one in a user namespace that mounts, starts a server and runs it.
@@ -150,6 +151,9 @@ func (r *role) fs() (*FS, error) {
 	}
 	if r.MaxLate != 0 {
 		f.bounds.late = r.MaxLate
+	}
+	if r.Lull != 0 {
+		f.lull.after = r.Lull
 	}
 	return f, nil
 }

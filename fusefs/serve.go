@@ -75,6 +75,7 @@ func (f *FS) Serve(s Serving) error {
 	if s.Ready != nil {
 		s.Ready(state)
 	}
+	f.lull.init(func() bool { return f.retire(&t.dev) })
 	ends := []func(){f.startHelpers()}
 	if s.Store != nil {
 		ends = append(ends, f.startStorers(s.Store))

@@ -45,26 +45,80 @@ var errPanic = errors.New("panic in a helper")
 // minPiece is the least amount of data that is worth the wake-up of a helper, some microseconds.
 const minPiece = 32 << 10
 
-// startHelpers starts goroutines that read pieces, and returns a function that ends them and waits for them. There
-// are more than processors, as some wait for storage.
+// helpers are goroutines that read pieces of READs. They start when they are needed.
+type helpers struct {
+	pieces chan piece    // without buffer: a send finds an idle helper, or none
+	leave  chan struct{} // the same, to one that is to end
+	quit   chan struct{} // closed when all are to end
+
+	mu      sync.Mutex
+	count   int
+	limit   int // 0: none may start
+	running sync.WaitGroup
+}
+
+func (h *helpers) init() {
+	h.pieces, h.leave, h.quit = make(chan piece), make(chan struct{}), make(chan struct{})
+}
+
+// startHelpers allows helpers, and returns a function that ends them and waits for them. There are more than processors,
+// as some wait for storage.
 func (f *FS) startHelpers() (stop func()) {
-	var running sync.WaitGroup
-	quit := make(chan struct{})
-	for range 2 * runtime.GOMAXPROCS(0) {
-		running.Go(func() {
-			for {
-				select {
-				case p := <-f.pieces:
-					p.of.finish(&p, f.readPiece(&p))
-				case <-quit:
-					return
-				}
-			}
-		})
-	}
+	h := &f.helpers
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.limit = 2 * runtime.GOMAXPROCS(0)
 	return func() {
-		close(quit)
-		running.Wait()
+		h.mu.Lock()
+		h.limit = 0
+		h.mu.Unlock()
+		close(h.quit)
+		h.running.Wait()
+	}
+}
+
+// enlist counts a helper that is to start, and reports false if there are enough.
+func (h *helpers) enlist() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.count >= h.limit {
+		return false
+	}
+	h.count++
+	h.running.Add(1)
+	return true
+}
+
+// help reads p and other pieces, until it is to leave.
+func (f *FS) help(p piece) {
+	h := &f.helpers
+	defer h.running.Done()
+	for {
+		p.of.finish(&p, f.readPiece(&p))
+		p = piece{}
+		select {
+		case p = <-h.pieces:
+		case <-h.leave:
+			h.mu.Lock()
+			h.count--
+			h.mu.Unlock()
+			return
+		case <-h.quit:
+			return
+		}
+	}
+}
+
+// rest ends the helpers that are idle, and reports whether there are no others.
+func (h *helpers) rest() bool {
+	for {
+		select {
+		case h.leave <- struct{}{}:
+		default:
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			return h.count == 0
+		}
 	}
 }
 
@@ -79,7 +133,7 @@ func (f *FS) readPiece(p *piece) (err error) {
 	return f.readExtent(p.dst, &p.e, p.skip, p.ref, p.off)
 }
 
-// handOff gives p to an idle helper, as one of *of, which it makes if it is nil. It reports false if none is idle.
+// handOff gives p to a helper, as one of *of, which it makes if it is nil. It reports false if all are busy.
 func (f *FS) handOff(p piece, of **pieces) bool {
 	if len(p.dst) < minPiece {
 		return false
@@ -89,13 +143,18 @@ func (f *FS) handOff(p piece, of **pieces) bool {
 	}
 	p.of = *of
 	p.of.done.Add(1)
+	f.lull.putOff()
 	select {
-	case f.pieces <- p:
+	case f.helpers.pieces <- p:
 		return true
 	default:
-		p.of.done.Done()
-		return false
 	}
+	if f.helpers.enlist() {
+		go f.help(p)
+		return true
+	}
+	p.of.done.Done()
+	return false
 }
 
 // finish notes the end of a piece.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"unsafe"
@@ -53,49 +54,93 @@ const (
 // Serve.
 func processors() int { return max(1, runtime.GOMAXPROCS(0)/2) }
 
-// storers are the threads that store.
+// storers are the threads that store. They start when they are needed.
 type storers struct {
-	jobs chan storeJob
-	quit chan struct{} // closed when they are to end
+	fs    *FS
+	dev   int // descriptor of a clone of the device
+	jobs  chan storeJob
+	leave chan struct{} // without buffer: a send finds one that is idle, or none
+	quit  chan struct{} // closed when all are to end
 
+	mu      sync.Mutex
+	count   int
+	running sync.WaitGroup
 	settled sync.WaitGroup // those that have descriptors of their own
 }
 
-// startStorers starts threads that store through dev, a clone of the device, and returns a function that ends them and
+// startStorers allows threads that store through dev, a clone of the device, and returns a function that ends them and
 // waits for them.
 func (f *FS) startStorers(dev *os.File) (stop func()) {
-	s := &storers{jobs: make(chan storeJob, maxStoreJobs), quit: make(chan struct{})}
-	fd, n := int(dev.Fd()), min(processors(), maxStorers)
-	s.settled.Add(n)
-	var running sync.WaitGroup
-	for range n {
-		running.Go(func() { f.storer(s, fd) })
-	}
+	s := &storers{fs: f, dev: int(dev.Fd())}
+	s.jobs, s.leave, s.quit = make(chan storeJob, maxStoreJobs), make(chan struct{}), make(chan struct{})
 	f.storers = s // before anybody uses it, and until nobody does
 	return func() {
+		s.mu.Lock()
 		close(s.quit)
-		running.Wait()
+		s.mu.Unlock()
+		s.running.Wait()
 		s.drain()
 	}
 }
 
-// storer is one thread that stores.
-func (f *FS) storer(s *storers, fd int) {
-	err := ownDescriptors(fd)
+// call sees to it that somebody does the job that was sent last.
+func (s *storers) call() {
+	s.fs.lull.putOff()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	enough := s.count > 0 && (len(s.jobs) == 0 || s.count >= min(processors(), maxStorers))
+	if !enough && !s.ended() {
+		s.count++
+		s.settled.Add(1)
+		s.running.Go(s.store)
+	}
+}
+
+// store is one thread that stores.
+func (s *storers) store() {
+	err := ownDescriptors(s.dev)
 	s.settled.Done()
 	if err != nil {
-		f.report.line("nothing is read ahead into the page cache", "err", err)
+		s.fs.report.line("nothing is read ahead into the page cache", "err", err)
 	}
 	for {
 		select {
 		case j := <-s.jobs:
 			if err == nil {
-				f.store(fd, &j)
+				s.fs.store(s.dev, &j)
 			} else {
 				j.buf.Release()
 			}
+		case <-s.leave:
+			if s.mayLeave() {
+				return
+			}
 		case <-s.quit:
 			return // The thread is not unlocked, so that it ends with its table.
+		}
+	}
+}
+
+// mayLeave takes a thread off the count, unless there is a job, which was sent as long as it counted.
+func (s *storers) mayLeave() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.jobs) > 0 {
+		return false
+	}
+	s.count--
+	return true
+}
+
+// rest ends the threads that are idle, and reports whether there are no others.
+func (s *storers) rest() bool {
+	for {
+		select {
+		case s.leave <- struct{}{}:
+		default:
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.count == 0
 		}
 	}
 }
@@ -118,6 +163,7 @@ func (s *storers) put(j storeJob, wait bool) bool {
 			return false
 		}
 	}
+	s.call()
 	if s.ended() {
 		s.drain() // whoever ended them may have looked already
 	}
@@ -146,8 +192,8 @@ func (s *storers) drain() {
 }
 
 // ownDescriptors gives the calling thread a table of descriptors of its own, without what others have to see the process
-// give up: sockets, files that are written to, which may be locked, and FUSE devices but keep. The rest stays: Go's
-// runtime has some that it uses in any thread.
+// give up: sockets, files, which may be locked, and FUSE devices but keep. The rest stays: Go's runtime has some that it
+// uses in any thread.
 func ownDescriptors(keep int) error {
 	// The poller has its descriptors before the tables part, or it would look for them in vain here.
 	r, w, err := os.Pipe()
@@ -176,17 +222,16 @@ func ownDescriptors(keep int) error {
 		}
 		// Not by its name: it was opened in a mount namespace that has gone.
 		fuse := st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == kept.Rdev
-		if fuse || st.Mode&unix.S_IFMT == unix.S_IFSOCK || st.Mode&unix.S_IFMT == unix.S_IFREG && writable(fd) {
+		if fuse || slices.Contains(givenUp, st.Mode&unix.S_IFMT) {
 			_ = unix.Close(fd)
 		}
 	}
 	return nil
 }
 
-func writable(fd int) bool {
-	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
-	return err == nil && flags&unix.O_ACCMODE != unix.O_RDONLY
-}
+// givenUp are the types of descriptors that a thread has no use for. An image of another mount would be kept, unlinked
+// maybe, for as long as the thread lives.
+var givenUp = []uint32{unix.S_IFSOCK, unix.S_IFREG, unix.S_IFBLK, unix.S_IFDIR}
 
 // clearsTails reports whether the kernel clears what is behind the end of a file in the last page that is stored. Before
 // Linux 6.11 it did not, so that whoever maps the file sees what the memory held before (CVE-2024-44947). Older series

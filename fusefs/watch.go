@@ -32,6 +32,7 @@ type watch struct {
 	parked   atomic.Int32  // of these, those that wait for wake
 	spare    int32         // how many may be parked
 	wake     chan struct{} // without buffer: a send finds somebody parked, or nobody
+	leave    chan struct{} // the same, to one who is to end
 	gone     chan struct{} // closed when the device is
 	close    sync.Once
 	ended    chan struct{} // closed when nobody is enlisted any more
@@ -73,7 +74,8 @@ func (w *watch) init(fd, alarm int) {
 	w.poll[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
 	w.poll[1] = unix.PollFd{Fd: int32(alarm), Events: unix.POLLIN}
 	w.spare = int32(2 * runtime.GOMAXPROCS(0))
-	w.wake, w.gone, w.ended = make(chan struct{}), make(chan struct{}), make(chan struct{})
+	w.wake, w.leave = make(chan struct{}), make(chan struct{})
+	w.gone, w.ended = make(chan struct{}), make(chan struct{})
 	w.enlisted.Store(1)
 }
 
@@ -142,8 +144,21 @@ func (w *watch) park() error {
 	select {
 	case <-w.wake:
 		return nil
+	case <-w.leave:
+		return errSpare
 	case <-w.gone:
 		return unix.ENODEV
+	}
+}
+
+// rest ends those who are parked, and reports whether there is nobody but the one who watches.
+func (w *watch) rest() bool {
+	for {
+		select {
+		case w.leave <- struct{}{}:
+		default:
+			return w.enlisted.Load() <= 1
+		}
 	}
 }
 

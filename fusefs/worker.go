@@ -33,6 +33,7 @@ func (t *transport) hire() {
 	w := &worker{t: t, in: touched(requestSize), out: touched(replySize)}
 	w.seat.Store(true)
 	t.answering.Add(1)
+	t.fs.lull.putOff()
 	t.over.watch(w)
 	go w.run()
 }
