@@ -118,11 +118,14 @@ func (a *ahead) call() {
 	case a.idle > 0:
 		a.idle--
 		a.work.Signal()
-	case a.workers < a.limit:
+	case a.workers < a.limit && a.fs.guest.try(a.cost()):
 		a.workers++
 		a.running.Go(a.run)
 	}
 }
+
+// cost is what a worker takes of Options.Room: it reads a block and expands it.
+func (a *ahead) cost() int64 { return workerCost + 2*a.fs.blockSize }
 
 // wakeAll wakes all who are idle. a.mu is held.
 func (a *ahead) wakeAll() {
@@ -160,6 +163,7 @@ func (a *ahead) run() {
 		}
 	}
 	a.workers--
+	a.fs.guest.give(a.cost())
 }
 
 // read notes that block i of ino, which is at b, is being read; first says that it is the first block of a request. It

@@ -40,7 +40,9 @@ type Options struct {
 	Cache *cache.Cache
 	// Turns are shared by all file systems of the process, for whose processors they take turns; nil: none are taken.
 	Turns *Turns
-	// User is who gets the turns of this one.
+	// Room is shared as well, for what is under way; nil: each has what it wants.
+	Room *Room
+	// User is who gets the turns and the room of this one.
 	User uint32
 	// Owner, if not nil, is shown as the owner of every inode, for users whose name space maps only themselves.
 	Owner *Owner
@@ -90,6 +92,7 @@ type FS struct {
 	blockSize int64
 	initFlags atomic.Uint64 // what the kernel offered in INIT
 	agreed    atomic.Uint64 // what it was answered
+	guest     guest
 	helpers   helpers
 	lull      lull
 	counts    counters
@@ -132,6 +135,7 @@ func New(img *sqfs.Image, o Options) *FS {
 		blockSize:     int64(super.BlockSize),
 		bounds:        usualBounds,
 		lull:          lull{after: lullAfter},
+		guest:         guest{room: o.Room, user: o.User},
 	}
 	f.decoder = &decoder{img, o.Source, f.cache, f.id, share{turns: o.Turns, user: o.User}}
 	f.needed, f.early = &counted{f.decoder, &f.counts, false}, &counted{f.decoder, &f.counts, true}

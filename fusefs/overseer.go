@@ -123,7 +123,7 @@ func (o *overseer) look() bool {
 	for _, w := range slow {
 		if w.looks >= answerLooks || unmounted {
 			o.answer(w, unmounted)
-		} else if o.standing.Load() < o.t.fs.bounds.standing {
+		} else if o.standing.Load() < o.t.fs.bounds.standing && !o.t.fs.guest.full(workerCost) {
 			o.relieve(w)
 		}
 	}
@@ -178,7 +178,10 @@ func (o *overseer) answer(w *worker, unmounted bool) {
 }
 
 // overrun reports whether requests are to be answered with EIO at once: storage holds so many that it is hopeless.
-func (o *overseer) overrun() bool { return o.late.Load() >= o.t.fs.bounds.late }
+func (o *overseer) overrun() bool {
+	late := o.late.Load()
+	return late >= o.t.fs.bounds.late || late > 0 && o.t.fs.guest.full(workerCost)
+}
 
 // unmounted reports whether the mount is gone.
 func (o *overseer) unmounted() bool {

@@ -1,20 +1,20 @@
 package fusefs
 
-import "sync"
+import (
+	"sync"
+	"unsafe"
+)
 
-// replyPool keeps buffers for replies with data. Those of the readers themselves are small, as most replies are; a
-// buffer of 1 MiB for each reader would be 128 MiB.
-type replyPool struct {
-	mu   sync.Mutex
-	free [len(replyClasses)][][]byte
-}
+// replies has the buffers of all file systems of the process for replies with data. Those of the workers themselves are
+// small, as most replies are; a buffer of 1 MiB for each worker would be 128 MiB.
+var replies replyPool
+
+// replyPool keeps buffers by their class, until the garbage collector finds them unused.
+type replyPool [len(replyClasses)]sync.Pool // of *byte, the first of a buffer: a slice would be allocated
 
 // replyClasses are the lengths of buffers: what the kernel asks for with its usual read-ahead of 128 KiB, and the most
 // that it may with another; both with room for a page of headers. Memory that is never written to costs nothing.
 var replyClasses = [...]int{128<<10 + replySize, maxRead + replySize}
-
-// maxFree is how many buffers of a class wait for their next use; more are left to the garbage collector.
-const maxFree = 16
 
 // noClass marks a buffer that is not of the pool.
 const noClass = -1
@@ -25,31 +25,19 @@ func (p *replyPool) get(n int, small []byte) ([]byte, int) {
 		return small, noClass
 	}
 	for class, size := range replyClasses {
-		if n <= size {
-			return p.getClass(class), class
+		if n > size {
+			continue
 		}
+		if first, ok := p[class].Get().(*byte); ok {
+			return unsafe.Slice(first, size), class
+		}
+		return make([]byte, size), class
 	}
 	return make([]byte, n), noClass // more than INIT allows; the kernel does not
 }
 
-func (p *replyPool) getClass(class int) []byte {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	list := p.free[class]
-	if len(list) == 0 {
-		return make([]byte, replyClasses[class])
-	}
-	p.free[class] = list[:len(list)-1]
-	return list[len(list)-1]
-}
-
 func (p *replyPool) put(buf []byte, class int) {
-	if class == noClass {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.free[class]) < maxFree {
-		p.free[class] = append(p.free[class], buf)
+	if class != noClass {
+		p[class].Put(unsafe.SliceData(buf))
 	}
 }

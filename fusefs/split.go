@@ -93,6 +93,7 @@ func (h *helpers) enlist() bool {
 func (f *FS) help(p piece) {
 	h := &f.helpers
 	defer h.running.Done()
+	defer f.guest.give(workerCost)
 	for {
 		p.of.finish(&p, f.readPiece(&p))
 		p = piece{}
@@ -149,9 +150,12 @@ func (f *FS) handOff(p piece, of **pieces) bool {
 		return true
 	default:
 	}
-	if f.helpers.enlist() {
-		go f.help(p)
-		return true
+	if f.guest.try(workerCost) {
+		if f.helpers.enlist() {
+			go f.help(p)
+			return true
+		}
+		f.guest.give(workerCost)
 	}
 	p.of.done.Done()
 	return false

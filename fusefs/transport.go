@@ -42,10 +42,9 @@ const (
 // has 2 to 16 readers, allocates 11 times for each READ and cannot go on with a device that another process has served.
 // Which goroutine waits for the next request is in watch.go.
 type transport struct {
-	fs      *FS
-	ps      *fuse.ProtocolServer
-	dev     watch
-	replies replyPool
+	fs  *FS
+	ps  *fuse.ProtocolServer
+	dev watch
 
 	over      overseer
 	answering sync.WaitGroup // workers that have yet to answer, or to leave
@@ -55,7 +54,7 @@ type transport struct {
 
 // start starts a worker, unless there are enough.
 func (t *transport) start() {
-	if t.dev.enlist(maxReaders) {
+	if !t.fs.guest.full(workerCost) && t.dev.enlist(maxReaders) {
 		t.hire()
 	}
 }

