@@ -55,6 +55,7 @@ func (f *FS) Serve(s Serving) error {
 	}
 	defer f.decoder.share.close()
 	defer f.guest.close()
+	defer f.places.close()
 	t := &transport{fs: f, ps: fuse.NewProtocolServer(f, f.protocolOptions())}
 	if err := t.dev.open(int(s.Device.Fd())); err != nil {
 		return fmt.Errorf("serve fuse: %w", err)
