@@ -31,6 +31,9 @@
 // call. Once the metadata concerned is cached, Inode, Lookup, Dirents, AppendLink,
 // AppendXattr, File, Extent, Extents and ReadBlock allocate nothing.
 //
+// Programs with many images share a [Budget] of metadata among them, and may have
+// blocks expanded in turns ([Image.ReadBlockInTurn]).
+//
 // All methods of Image may be called by any number of goroutines at once. The
 // package starts no goroutine, writes no log and keeps no global state but pools of
 // buffers and decoders.
