@@ -96,8 +96,17 @@ func (s *storers) call() {
 	}
 }
 
-// store is one thread that stores.
+// store is one thread that stores. It is not the first thread of the process: that does not end with its goroutine, and
+// would keep all that is open now.
 func (s *storers) store() {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		defer runtime.UnlockOSThread()
+		var other sync.WaitGroup
+		other.Go(s.store)
+		other.Wait()
+		return
+	}
 	err := ownDescriptors(s.dev)
 	s.settled.Done()
 	if err != nil {
@@ -191,9 +200,9 @@ func (s *storers) drain() {
 	}
 }
 
-// ownDescriptors gives the calling thread a table of descriptors of its own, without what others have to see the process
-// give up: sockets, files, which may be locked, and FUSE devices but keep. The rest stays: Go's runtime has some that it
-// uses in any thread.
+// ownDescriptors gives the calling thread, to which the goroutine must be locked, a table of descriptors of its own,
+// without what others have to see the process give up: sockets, files, which may be locked, and FUSE devices but keep.
+// The rest stays: Go's runtime has some that it uses in any thread.
 func ownDescriptors(keep int) error {
 	// The poller has its descriptors before the tables part, or it would look for them in vain here.
 	r, w, err := os.Pipe()
@@ -206,7 +215,6 @@ func ownDescriptors(keep int) error {
 	if err := unix.Fstat(keep, &kept); err != nil {
 		return fmt.Errorf("stat the device: %w", err)
 	}
-	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_FILES); err != nil {
 		return fmt.Errorf("unshare descriptors: %w", err)
 	}
