@@ -86,11 +86,11 @@ func (f *FS) Serve(s Serving) error {
 	ends = append(ends, f.ahead.start())
 	defer t.end(ends)
 	t.dev.more = t.start
+	stopOverseer := t.over.start(t) // before anybody who decodes ahead can want somebody at the device
 	if f.source != nil {
 		f.source.watch.Store(&t.dev)
 		defer f.source.watch.Store(nil)
 	}
-	stopOverseer := t.over.start(t)
 	defer stopOverseer()
 	t.hire()
 	<-t.dev.ended
