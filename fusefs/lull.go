@@ -14,6 +14,7 @@ type lull struct {
 	begin func() bool   // called then, in a goroutine of its own; reports whether nothing is left to end
 	busy  atomic.Bool
 	armed atomic.Bool
+	over  atomic.Bool
 	timer *time.Timer
 }
 
@@ -28,7 +29,7 @@ func (l *lull) init(begin func() bool) {
 
 // putOff puts that off. It costs next to nothing where that was done a moment ago. Before init there are no lulls.
 func (l *lull) putOff() {
-	if l.timer == nil {
+	if l.timer == nil || l.over.Load() {
 		return
 	}
 	if !l.busy.Load() {
@@ -39,7 +40,16 @@ func (l *lull) putOff() {
 	}
 }
 
+// end is the end of lulls: the timer, which holds the whole FS with what its image has in memory, is let go of.
+func (l *lull) end() {
+	l.over.Store(true)
+	l.timer.Stop()
+}
+
 func (l *lull) tick() {
+	if l.over.Load() {
+		return
+	}
 	if l.busy.Swap(false) {
 		l.timer.Reset(l.after)
 		return

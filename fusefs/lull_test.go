@@ -65,3 +65,20 @@ func TestLullTells(t *testing.T) {
 		}
 	}
 }
+
+// TestLullEnds: what has ended is not kept by a timer.
+func TestLullEnds(t *testing.T) {
+	l := lull{after: time.Hour}
+	l.init(func() bool { return true })
+	l.putOff()
+	if !l.timer.Stop() {
+		t.Fatal("no timer runs")
+	}
+	l.armed.Store(false)
+	l.putOff()
+	l.end()
+	l.putOff()
+	if l.timer.Stop() {
+		t.Error("the timer runs on")
+	}
+}

@@ -78,6 +78,7 @@ func (f *FS) Serve(s Serving) error {
 		s.Ready(state)
 	}
 	f.lull.init(func() bool { return f.retire(&t.dev) })
+	defer f.lull.end()
 	ends := []func(){f.startHelpers()}
 	if s.Store != nil {
 		ends = append(ends, f.startStorers(s.Store))
