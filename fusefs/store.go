@@ -290,6 +290,10 @@ func (f *FS) store(fd int, j *storeJob) {
 			all = false
 			continue
 		}
+		if !quiet(fd) {
+			all = false
+			break
+		}
 		h = notifyStore{node: uint64(p.ref) + nodeBase, offset: uint64(p.off), size: uint32(n)}
 		h.Length = uint32(len(header) + n)
 		h.Status = notifyStoreCode
@@ -305,6 +309,26 @@ func (f *FS) store(fd int, j *storeJob) {
 	} else {
 		j.buf.Release()
 	}
+}
+
+// quiet reports whether all requests of the device were taken, after waiting a moment for that. The pages of a READ that
+// was not are locked, and if this process and its guard are killed together, as the cgroup of a job is, nobody takes it
+// any more: a thread that waits for such a page then stays for good, where those of a READ that was taken are given back
+// with the device that took it. What is left of that is a READ that comes within the time that a store takes, and a kill
+// before anybody has taken it.
+func quiet(device int) bool {
+	fds := []unix.PollFd{{Fd: int32(device), Events: unix.POLLIN}}
+	for range 8 {
+		n, err := unix.Poll(fds, 0)
+		if n == 0 && err == nil {
+			return true
+		}
+		if fds[0].Revents&unix.POLLERR != 0 {
+			return false
+		}
+		unix.Nanosleep(&unix.Timespec{Nsec: 20_000}, nil)
+	}
+	return false
 }
 
 // AllowStoring says whether Serve may use its clone of the device now. It may at first; a process that waits for its
