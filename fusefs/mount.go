@@ -55,7 +55,7 @@ type Prepared struct {
 	Device *os.File
 
 	dir   string
-	mount int // descriptor
+	mount *os.File
 }
 
 // Prepare opens /dev/fuse and makes a mount of it that is nowhere until Attach puts it on dir. The device can be served
@@ -65,59 +65,77 @@ type Prepared struct {
 // The superblock is read-only, not only the mount: otherwise the kernel forgets attributes after each read, as the
 // access time may have changed (fs/fuse/dir.c: fuse_invalidate_atime), and asks again.
 func Prepare(dir string, o MountOptions) (*Prepared, error) {
-	if err := checkDir(dir); err != nil {
+	if err := CheckDir(dir); err != nil {
 		return nil, err
 	}
+	dev, err := OpenDevice(unix.AT_FDCWD, device)
+	if err != nil {
+		return nil, err
+	}
+	mount, err := o.Detached(dev)
+	if err != nil {
+		dev.Close()
+		return nil, mountError(dir, err)
+	}
+	return &Prepared{dev, dir, mount}, nil
+}
+
+// OpenDevice opens the FUSE device path, relative to the descriptor dir of a directory. A device serves mounts that are
+// made in the user namespace in which it was opened (fs/fuse/inode.c: fuse_fill_super).
+func OpenDevice(dir int, path string) (*os.File, error) {
 	// Not os.OpenFile: that one makes the device non-blocking and registers it with the poller.
-	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(dir, path, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, openError(err)
 	}
-	mount, err := o.newMount(fd)
-	if err != nil {
-		unix.Close(fd)
-		return nil, mountError(dir, err)
-	}
-	return &Prepared{os.NewFile(uintptr(fd), device), dir, mount}, nil
+	return os.NewFile(uintptr(fd), device), nil
 }
 
-// newMount returns the descriptor of a mount without a place.
-func (o *MountOptions) newMount(device int) (int, error) {
+// Detached makes a mount of device that has no place (fsmount(2)); move_mount(2) gives it one. The error is the kernel's.
+func (o *MountOptions) Detached(device *os.File) (*os.File, error) {
 	fs, err := unix.Fsopen("fuse", unix.FSOPEN_CLOEXEC)
 	if err != nil {
-		return -1, err
+		return nil, err
 	}
 	defer unix.Close(fs)
-	for _, option := range o.options(device) {
+	for _, option := range o.options(int(device.Fd())) {
 		if option.value == "" {
 			err = unix.FsconfigSetFlag(fs, option.key)
 		} else {
 			err = unix.FsconfigSetString(fs, option.key, option.value)
 		}
 		if err != nil {
-			return -1, err
+			return nil, err
 		}
 	}
 	if err = unix.FsconfigCreate(fs); err != nil {
-		return -1, err
+		return nil, err
 	}
-	return unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, o.attributes())
+	mount, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, o.Attributes())
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(mount), "mount"), nil
 }
 
 // Attach puts the mount on its directory.
-func (m *Prepared) Attach() error {
+func (m *Prepared) Attach() error { return Attach(m.mount, m.dir) }
+
+// Attach puts a detached mount, as a service passes it, on dir. The descriptor stays the caller's.
+func Attach(mount *os.File, dir string) error {
 	// As mount(2) does, it follows links and triggers automounts.
 	const flags = unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_SYMLINKS | unix.MOVE_MOUNT_T_AUTOMOUNTS
-	if err := unix.MoveMount(m.mount, "", unix.AT_FDCWD, m.dir, flags); err != nil {
-		return mountError(m.dir, err)
+	if err := unix.MoveMount(int(mount.Fd()), "", unix.AT_FDCWD, dir, flags); err != nil {
+		return mountError(dir, err)
 	}
 	return nil
 }
 
 // Close ends a mount that was not attached, and leaves an attached one alone.
-func (m *Prepared) Close() { _ = unix.Close(m.mount) }
+func (m *Prepared) Close() { m.mount.Close() }
 
-func checkDir(dir string) error {
+// CheckDir finds what is wrong with a directory that is to be mounted on, for the sake of the message.
+func CheckDir(dir string) error {
 	st, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, unix.ENOENT):
@@ -139,8 +157,8 @@ func (o *MountOptions) source() string {
 	return o.Source
 }
 
-// attributes returns those of the mount, for fsmount(2).
-func (o *MountOptions) attributes() int {
+// Attributes returns those of the mount, for fsmount(2): MOUNT_ATTR_*.
+func (o *MountOptions) Attributes() int {
 	attrs := unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
 	if o.Suid {
 		attrs &^= unix.MOUNT_ATTR_NOSUID
@@ -220,7 +238,7 @@ func MountFusermount(dir string, o MountOptions) (*os.File, error) {
 	if o.Suid || o.Dev {
 		return nil, fmt.Errorf("mount on %s: fusermount3 mounts nosuid and nodev only; suid and dev need root", dir)
 	}
-	if err := checkDir(dir); err != nil {
+	if err := CheckDir(dir); err != nil {
 		return nil, err
 	}
 	local, remote, err := socketPair()

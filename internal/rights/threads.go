@@ -2,6 +2,6 @@
 
 package rights
 
-// OneThread: rights may be given up by the calling thread alone. Never but
+// OneThread says that rights may be given up by the calling thread alone. Never but
 // under the race detector.
 const OneThread = false
