@@ -1,0 +1,180 @@
+package noded
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// identity says which image a descriptor has open. What it says comes from the kernel without asking the file system,
+// which may be a user's own, or hang.
+type identity struct {
+	device, inode uint64
+	size          int64
+	sec           int64 // of the time of the last change
+	nsec          uint32
+	offset        int64
+	superblock    string
+}
+
+// opened is a file that a client passed.
+type opened struct {
+	identity
+	// loose: its file system may say of any file what it likes (FUSE), or other things at other times (overlay). What is
+	// read from it is shown to nobody else.
+	loose bool
+}
+
+func refuse(code Code, format string, args ...any) *ServiceError {
+	return &ServiceError{code, fmt.Sprintf(format, args...)}
+}
+
+// vet looks at a file that the user passed as an image.
+//
+// The keeper must never wait for a user: so a node's service takes nothing that lies on a user's own FUSE file system,
+// which may never answer. Even to close such a file may wait, without end, and a child that the keeper forks would do so
+// in its exec. The user's own server, which is what the client falls back to, hurts nobody else.
+func vet(f *os.File, user uint32, own bool) (opened, *ServiceError) {
+	if f == nil {
+		return opened{}, refuseFUSE() // see receive
+	}
+	st, err := examine(f, unix.O_RDONLY)
+	if err != nil {
+		return opened{}, err
+	}
+	switch mode := uint32(st.Mode) & unix.S_IFMT; {
+	case mode == unix.S_IFREG, mode == unix.S_IFBLK && user == 0:
+	case mode == unix.S_IFBLK:
+		return opened{}, refuse(Denied, "only root may have a block device served")
+	default:
+		return opened{}, refuse(Invalid, "an image is a regular file or a block device")
+	}
+	o := opened{identity: identity{
+		device: unix.Mkdev(st.Dev_major, st.Dev_minor),
+		inode:  st.Ino,
+		size:   int64(st.Size),
+		sec:    st.Mtime.Sec,
+		nsec:   st.Mtime.Nsec,
+	}}
+	if uint32(st.Mode)&unix.S_IFMT == unix.S_IFBLK {
+		o.inode = unix.Mkdev(st.Rdev_major, st.Rdev_minor)
+	}
+	fs, err := fileSystem(f, st)
+	if err != nil {
+		return opened{}, err
+	}
+	if fs.users && !own && user != 0 {
+		return opened{}, refuseFUSE()
+	}
+	o.loose = fs.loose
+	return o, nil
+}
+
+func refuseFUSE() *ServiceError {
+	return refuse(Limit, "it lies on a FUSE file system of a user's, from which the node's service does not read")
+}
+
+// vetTrace looks at a file that the user passed as one that may have the image's trace.
+func vetTrace(f *os.File, user uint32, own bool) bool {
+	st, err := examine(f, unix.O_RDONLY, unix.O_RDWR)
+	if err != nil || uint32(st.Mode)&unix.S_IFMT != unix.S_IFREG {
+		return false
+	}
+	fs, err := fileSystem(f, st)
+	return err == nil && (own || user == 0 || !fs.users)
+}
+
+// examine checks how a file is opened, and returns what the kernel has in memory of it. FUSE without allow_other refuses
+// even that to all but its user (fs/fuse/dir.c: fuse_update_get_attr), which says nothing of the client, who has the
+// file open: it is the service that cannot look.
+func examine(f *os.File, modes ...int) (*unix.Statx_t, *ServiceError) {
+	var flags int
+	st := new(unix.Statx_t)
+	err := withFD(f, func(fd int) (err error) {
+		if flags, err = unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil {
+			return err
+		}
+		const how = unix.AT_EMPTY_PATH | unix.AT_STATX_DONT_SYNC | unix.AT_NO_AUTOMOUNT
+		return unix.Statx(fd, "", how, unix.STATX_BASIC_STATS, st)
+	})
+	switch {
+	case errors.Is(err, unix.EACCES) && flags&unix.O_PATH == 0:
+		return nil, refuseFUSE()
+	case err != nil:
+		return nil, refuse(Invalid, "look at the file: %s", err)
+	}
+	allowed := false
+	for _, mode := range modes {
+		allowed = allowed || flags&unix.O_ACCMODE == mode
+	}
+	if flags&unix.O_PATH != 0 || !allowed {
+		return nil, refuse(Denied, "the file is not opened for reading alone")
+	}
+	return st, nil
+}
+
+// storage is what a file lies on.
+type storage struct {
+	loose bool // see opened
+	users bool // a user's own file system
+}
+
+// fileSystem finds out where a file lies: from its device number if a disk's, else from the keeper's table of mounts. One
+// that is not there is asked, for which only the connection waits that passed it: FUSE then tells root without asking
+// its server, unless it lets everybody in (fs/fuse/inode.c: fuse_statfs).
+func fileSystem(f *os.File, st *unix.Statx_t) (storage, *ServiceError) {
+	if st.Dev_major != 0 {
+		return storage{}, nil
+	}
+	found, known, err := keeperMounts(st)
+	if err != nil {
+		return storage{}, refuse(Failed, "look at the mounts: %s", err)
+	}
+	if known {
+		return found, nil
+	}
+	var fs unix.Statfs_t
+	if err = withFD(f, func(fd int) error { return unix.Fstatfs(fd, &fs) }); err != nil {
+		return storage{}, refuse(Invalid, "look at the file's file system: %s", err)
+	}
+	odd := fs.Type == unix.FUSE_SUPER_MAGIC || fs.Type == unix.OVERLAYFS_SUPER_MAGIC
+	return storage{loose: odd, users: odd}, nil
+}
+
+// keeperMounts looks for the file system of a file among those that are mounted where the keeper is.
+func keeperMounts(st *unix.Statx_t) (fs storage, known bool, err error) {
+	table, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return storage{}, false, err
+	}
+	defer table.Close()
+	fs, known = mountedAs(table, fmt.Sprintf("%d:%d", st.Dev_major, st.Dev_minor))
+	return fs, known, nil
+}
+
+// mountedAs looks a device up in a table of mounts (proc_pid_mountinfo(5)).
+func mountedAs(table io.Reader, device string) (storage, bool) {
+	lines := bufio.NewScanner(table)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		left, right, ok := strings.Cut(lines.Text(), " - ")
+		fields := strings.Fields(left)
+		if !ok || len(fields) < 3 || fields[2] != device {
+			continue
+		}
+		super := strings.Fields(right) // type, source, options
+		fuse := super[0] == "fuse" || super[0] == "fuseblk" || strings.HasPrefix(super[0], "fuse.")
+		fs := storage{loose: fuse || super[0] == "overlay"}
+		if fuse {
+			options := "," + super[len(super)-1] + ","
+			fs.users = !strings.Contains(options, ",user_id=0,")
+		}
+		return fs, true
+	}
+	return storage{}, false
+}
