@@ -3,6 +3,9 @@
 SHELL = /bin/sh
 PREFIX ?= /usr/local
 DESTDIR ?=
+# Where mount(8) looks for its helpers, which only root's programs are.
+SBINDIR ?= $(if $(filter /usr /usr/local,$(PREFIX)),/sbin,$(PREFIX)/sbin)
+UNITDIR ?= $(PREFIX)/lib/systemd/system
 FUZZTIME ?= 30s
 # The images of tests and benchmarks, see testdata/rootfs.sh.
 export SQUIRE_TESTDIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/squire-test
@@ -27,7 +30,7 @@ GOLANGCI_VERSION = v2.15.0
 GOLANGCI = .tools/golangci-lint-$(GOLANGCI_VERSION)
 
 .DEFAULT_GOAL = build
-.PHONY: build check fmt vet arrows lint shellcheck test test-short test-race test-all test-corpus corpus fuzz bench bench-codec bench-metadata bench-inodes bench-pack bench-import bench-release demo deps rootfs install clean help
+.PHONY: build check fmt vet arrows lint shellcheck test test-short test-race test-all test-corpus corpus fuzz bench bench-codec bench-metadata bench-inodes bench-pack bench-import bench-service bench-release demo deps rootfs install clean help
 
 build: ## build bin/squire, static
 	$(GOBUILD) -o bin/squire ./cmd/squire
@@ -98,6 +101,10 @@ bench-inodes: build ## what an inode costs in mounts of 1,000 to 1,000,000: BENC
 	@testdata/deps.sh sqfstar squashfuse_ll || [ "$$(id -u)" != 0 ]
 	@go run ./bench/parts inodes -squire bin/squire -dir "$(SQUIRE_TESTDIR)/inodes" $(BENCHFLAGS)
 
+bench-service: rootfs build ## the time to mount with and without the node service, squashfuse and the kernel: root
+	@testdata/deps.sh squashfuse squashfuse_ll
+	@go run ./bench/parts service -squire bin/squire -image "$(IMAGE)" $(BENCHFLAGS)
+
 bench-pack: rootfs build ## compare squire pack with mksquashfs: BENCHFLAGS='-rounds 3 -only zstd -tree DIR'
 	@testdata/deps.sh mksquashfs || [ "$$(id -u)" != 0 ]
 	@go run ./bench/parts pack -squire bin/squire -image "$(IMAGE)" $(BENCHFLAGS)
@@ -130,8 +137,12 @@ install: build ## install below PREFIX (/usr/local), inside DESTDIR
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 \
 		$(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 		$(DESTDIR)$(PREFIX)/share/zsh/site-functions \
-		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d \
+		$(DESTDIR)$(SBINDIR) $(DESTDIR)$(UNITDIR)
 	install -m 0755 bin/squire $(DESTDIR)$(PREFIX)/bin/squire
+	ln -sf $(PREFIX)/bin/squire $(DESTDIR)$(SBINDIR)/mount.squire
+	sed 's|/usr/local/bin/squire|$(PREFIX)/bin/squire|' dist/squire.service >$(DESTDIR)$(UNITDIR)/squire.service
+	install -m 0644 dist/squire.socket $(DESTDIR)$(UNITDIR)/squire.socket
 	bin/squire man $(DESTDIR)$(PREFIX)/share/man/man1
 	bin/squire completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/squire
 	bin/squire completion zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_squire

@@ -235,7 +235,8 @@ func runAs(ctx context.Context, limit time.Duration, attr *syscall.SysProcAttr, 
 	cmd.Args = argv
 	// Python would write its compiled files into a directory, which is the next round's input.
 	// Without a trace, unless a peer has the option: what an earlier round read must not help a later one.
-	cmd.Env = append(os.Environ(), "LC_ALL=C", "PYTHONDONTWRITEBYTECODE=1", "SQUIRE_TRACE=0")
+	// Nor may a service do, which keeps what it has mounted.
+	cmd.Env = append(os.Environ(), "LC_ALL=C", "PYTHONDONTWRITEBYTECODE=1", "SQUIRE_TRACE=0", "SQUIRE_SERVICE=off")
 	if cmd.SysProcAttr = attr; attr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}

@@ -26,21 +26,20 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
-
-	"github.com/squirefs/squire/bench"
-	"github.com/squirefs/squire/runtime"
 )
 
 // commandName is argv[0] under which the test binary stands in for squire.
 const commandName = "squire-test-command"
 
 func TestMain(m *testing.M) {
-	switch os.Args[0] {
-	case runtime.InitName, serverName, guardName, bench.ChildName:
-		main()
-	case commandName:
+	if run := stageOf(os.Args[0]); run != nil {
+		os.Exit(run())
+	}
+	if os.Args[0] == commandName {
 		os.Exit(execute(os.Args[1:]))
 	}
+	// A service that happens to run here is not what is tested, but where a test asks for one.
+	os.Setenv("SQUIRE_SERVICE", "off")
 	os.Exit(m.Run())
 }
 

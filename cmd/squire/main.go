@@ -7,27 +7,48 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/squirefs/squire/bench"
+	"github.com/squirefs/squire/fusefs/noded/mounter"
+	nodeserver "github.com/squirefs/squire/fusefs/noded/server"
 	"github.com/squirefs/squire/runtime"
 )
 
 func main() {
-	// The hidden stages come before the command line: they are this binary
-	// under another name, started by itself.
-	switch os.Args[0] {
-	case runtime.InitName:
-		os.Exit(runtime.Init(mountImage, imageConfig))
-	case serverName:
-		os.Exit(serve())
-	case guardName:
-		os.Exit(guard())
-	case bench.ChildName:
-		os.Exit(bench.Child(os.Args[1:], os.Stdout, os.Stderr))
+	if run := stageOf(os.Args[0]); run != nil {
+		os.Exit(run())
 	}
 	os.Exit(execute(os.Args[1:]))
+}
+
+// stageOf returns what this program is to do under another name than its own, as which
+// it starts itself; nil if name is none of these. They come before the command line.
+func stageOf(name string) func() int {
+	switch name {
+	case runtime.InitName:
+		return func() int { return runtime.Init(mountImage, imageConfig) }
+	case serverName:
+		return serve
+	case guardName:
+		return guard
+	case ownName:
+		return own
+	case nodeserver.Name:
+		return nodeserver.Main
+	case bench.ChildName:
+		return func() int { return bench.Child(os.Args[1:], os.Stdout, os.Stderr) }
+	}
+	switch {
+	case strings.HasPrefix(name, mounter.Name): // and its helpers
+		return mounter.Main
+	case filepath.Base(name) == helperName:
+		return func() int { return mountHelper(os.Args[1:]) }
+	}
+	return nil
 }
 
 // execute runs one command line and returns the exit status.
@@ -77,7 +98,7 @@ cannot be executed, 127 when it is not in the image.`,
 
 		SuggestionsMinimumDistance: 2,
 	}
-	cmd.AddCommand(runCommand(), execCommand(), mountCommand(), umountCommand(),
+	cmd.AddCommand(runCommand(), execCommand(), mountCommand(), umountCommand(), daemonCommand(),
 		importCommand(), packCommand(), inspectCommand(), lsCommand(), catCommand(), extractCommand(),
 		traceCommand(), benchCommand(), versionCommand(), manCommand())
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {

@@ -25,7 +25,11 @@ const mountType = "fuse.squire"
 type mountOptions struct {
 	options    []string
 	foreground bool
-	trace      *bool // nil: no option says
+	trace      *bool       // nil: no option says
+	service    serviceMode // "": no option says
+	helper     bool        // called by mount(8), whose options are those of all file systems
+	sloppy     bool        // unknown options are ignored
+	refused    error       // why the service did not mount on the directory
 }
 
 func mountCommand() *cobra.Command {
@@ -33,11 +37,16 @@ func mountCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "mount [flags] IMAGE DIR",
 		Short: "Mount an image",
-		Long: `Mount the squashfs file IMAGE on DIR, read-only. Returns when the mount answers;
-a server process stays until it is unmounted.
+		Long: `Mount the squashfs file IMAGE on DIR, read-only. Returns when the mount answers.
+The service of the node serves it, see squire daemon; where there is none, a server
+process stays until it is unmounted.
 
 Root mounts for all users of the machine, who see owners and permissions as in
-the image. Another user mounts for themselves, with the help of fusermount3.
+the image. Another user mounts for themselves, with the help of the service or of
+fusermount3.
+
+As mount.squire in /sbin it is the helper of mount(8), for "mount -t squire IMAGE DIR"
+and for lines "IMAGE DIR squire ro,nofail 0 0" of /etc/fstab.
 
 Options (-o, separated by commas):
   offset=N     the image starts at byte N of the file
@@ -50,9 +59,15 @@ Options (-o, separated by commas):
   noexec       do not execute programs from it
   notrace      neither use a trace of the image nor record one; see squire trace
   trace        do, in spite of SQUIRE_TRACE=0
-  ro, nosuid, nodev, exec, nofail, _netdev, x-*  accepted, as in fstab`,
+  service=auto|node|off  use the service of the node if there is one (the default),
+               or not; SQUIRE_SERVICE says it for all mounts
+  ro, nosuid, nodev, exec, nofail, _netdev, x-*  accepted, as in fstab
+
+A server of its own is started, whatever service there is, for cache=, with --foreground,
+and for allow_other, uid= and gid= of an ordinary user.`,
 		Example: `  squire mount pytorch.sqsh /mnt
-  squire umount /mnt`,
+  squire umount /mnt
+  mount -t squire -o noexec pytorch.sqsh /mnt`,
 		Args: needArgs(2, 2),
 		RunE: func(_ *cobra.Command, args []string) error { return o.run(args[0], args[1]) },
 		ValidArgsFunction: func(c *cobra.Command, args []string, s string) ([]string, cobra.ShellCompDirective) {
@@ -122,9 +137,14 @@ func (o *mountOptions) parse(image string) (cfg serverConfig, m fusefs.MountOpti
 		case opt == "trace" || opt == "notrace":
 			on := opt == "trace"
 			o.trace = &on
+		case key == "service":
+			if o.service, err = parseServiceMode("service", value); err != nil {
+				return cfg, m, fmt.Errorf("option %w", err)
+			}
+		case opt == "rw" && o.helper: // mount(8) says so where nothing else is said
 		case opt == "rw":
 			return cfg, m, errors.New(`option "rw": squashfs images cannot be written to; use "squire run --writable"`)
-		case acceptedOption(opt):
+		case acceptedOption(opt) || o.helper && mountOption(opt) || o.sloppy:
 		default:
 			return cfg, m, fmt.Errorf("unknown option %q", opt)
 		}
@@ -140,6 +160,19 @@ func acceptedOption(opt string) bool {
 		return true
 	}
 	return strings.HasPrefix(opt, "x-")
+}
+
+// mountOption reports whether opt is one of mount(8)'s own, which it passes on to
+// its helpers, and which is without meaning here.
+func mountOption(opt string) bool {
+	key, _, _ := strings.Cut(opt, "=")
+	switch key {
+	case "user", "users", "nouser", "owner", "group", "sync", "async", "dirsync", "atime", "diratime", "nodiratime",
+		"relatime", "norelatime", "strictatime", "nostrictatime", "lazytime", "nolazytime", "iversion", "noiversion",
+		"mand", "nomand", "silent", "loud", "nosymfollow", "symfollow", "comment", "uhelper", "helper":
+		return true
+	}
+	return strings.HasPrefix(opt, "X-")
 }
 
 func (o *mountOptions) run(image, dir string) error {
@@ -160,6 +193,19 @@ func (o *mountOptions) run(image, dir string) error {
 	if err = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return fmt.Errorf("close descriptors: %w", err)
 	}
+	done, err := o.fromService(dir, mo, cfg, traced)
+	if done || err != nil {
+		return err
+	}
+	err = o.fromServer(dir, mo, cfg, traced)
+	if err != nil && o.refused != nil {
+		err = fmt.Errorf("%w (the node's service: %w)", err, o.refused)
+	}
+	return err
+}
+
+// fromServer mounts with a server that is there for this mount alone.
+func (o *mountOptions) fromServer(dir string, mo fusefs.MountOptions, cfg serverConfig, traced bool) error {
 	if os.Geteuid() == 0 {
 		// If this thread starts the server, that one has it in all of its threads;
 		// if not, it sees to it itself. Nothing else is executed here, unlike where
@@ -193,18 +239,11 @@ func (o *mountOptions) run(image, dir string) error {
 
 // mountOn mounts the image on dir, and returns when the mount answers.
 func (s *server) mountOn(dir string, mo fusefs.MountOptions, cfg serverConfig, traced bool) error {
-	file, err := openImage(cfg.Image)
+	file, err := openMountable(cfg.Image, dir)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	abs, err := filepath.Abs(dir)
-	if err != nil {
-		return err
-	}
-	if there, _ := isMounted(abs); there {
-		return fmt.Errorf("%s: an image is mounted there already; unmount it first", dir)
-	}
 	traces := tracesInTime(cfg.Image, file, cfg.Offset, traced)
 	if os.Geteuid() != 0 {
 		return s.mountFusermount(dir, mo, cfg, file, traces)
@@ -288,6 +327,11 @@ func umount(dir string, lazy bool) error {
 	}
 	if !ours {
 		return fmt.Errorf("%s: no image is mounted there", dir)
+	}
+	if os.Geteuid() != 0 {
+		if done, err := unmountServed(abs, lazy); done || err != nil {
+			return err
+		}
 	}
 	return fusefs.Unmount(abs, lazy)
 }

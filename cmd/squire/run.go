@@ -308,31 +308,7 @@ func (o *runOptions) start(spec *runtime.Spec, host *runtime.Host, ops []runtime
 		return 0, err
 	}
 	defer file.Close()
-	var srv *server
-	// Descriptors that we inherited are for the command, not for the server.
-	runtime.Shielded(func() { srv, err = startServer() })
-	if err != nil {
-		return 0, err
-	}
-	r := &runtime.Runner{Files: []*os.File{srv.conn}, Spare: []int{srv.pid}, Phases: times.report()}
-	status, err := runContainer(r, spec, host, ops, func() error {
-		cfg := serverConfig{Image: spec.Image, Owner: owner(spec, host), Restrict: true, Steadfast: true}
-		if err := srv.open(cfg, file, o.traces(spec.Image, file)); err != nil {
-			return err
-		}
-		var failed error
-		runtime.Shielded(func() { failed = srv.startGuard() })
-		r.Spare = append(r.Spare, srv.guardPID)
-		times.served()
-		return failed
-	})
-	last, early := srv.finish()
-	if err == nil && early != nil {
-		fmt.Fprintf(os.Stderr, "squire: %s\n", runtime.OneLine(fmt.Errorf("%s: %w; what was not read before could not be read", spec.Image, early)))
-	} else if o.stats && err == nil {
-		printStats(srv, last)
-	}
-	return status, err
+	return o.runImage(spec, host, ops, file, times)
 }
 
 // traces are the files for the image's trace.
@@ -382,22 +358,4 @@ func owner(s *runtime.Spec, h *runtime.Host) *fusefs.Owner {
 		return &fusefs.Owner{}
 	}
 	return &fusefs.Owner{UID: uint32(h.UID), GID: uint32(h.GID)}
-}
-
-// mountImage is the init stage's runtime.MountFunc: it mounts a FUSE file
-// system on dir and hands the device to the server at the other end of files[0].
-func mountImage(image, dir string, files []*os.File) error {
-	if len(files) != 1 {
-		return errors.New("no image server")
-	}
-	server := files[0]
-	defer server.Close()
-	device, err := fusefs.Mount(dir, fusefs.MountOptions{
-		Source: image, AllowOther: true, UID: os.Getuid(), GID: os.Getgid(),
-	})
-	if err != nil {
-		return err
-	}
-	defer device.Close()
-	return sendMessage(server, new(serverDevice), device)
 }

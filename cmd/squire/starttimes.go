@@ -11,8 +11,8 @@ import (
 
 // startTimes measures the start of a container, for --verbose. A nil one does not.
 type startTimes struct {
-	begin  time.Time
-	server time.Duration // until the server had understood the image
+	begin time.Time
+	image runtime.Phase // until the image was served
 }
 
 func (o *runOptions) timesOfStart() *startTimes {
@@ -22,10 +22,10 @@ func (o *runOptions) timesOfStart() *startTimes {
 	return &startTimes{begin: time.Now()}
 }
 
-// served is called when the server answers.
-func (s *startTimes) served() {
+// served is called when the image is served, with the name of who does.
+func (s *startTimes) served(by string) {
 	if s != nil {
-		s.server = time.Since(s.begin)
+		s.image = runtime.Phase{Name: by, Took: time.Since(s.begin)}
 	}
 }
 
@@ -41,8 +41,8 @@ func (s *startTimes) report() func([]runtime.Phase) {
 }
 
 func (s *startTimes) line(phases []runtime.Phase) string {
-	if s.server > 0 {
-		phases = append([]runtime.Phase{{Name: "server", Took: s.server}}, phases...)
+	if s.image.Name != "" {
+		phases = append([]runtime.Phase{s.image}, phases...)
 	}
 	var words []string
 	for _, p := range phases {
