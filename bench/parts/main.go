@@ -22,6 +22,7 @@ var commands = map[string]func(ctx context.Context, args []string) error{
 	"import":   imports,
 	"results":  results,
 	"pack":     pack,
+	"service":  service,
 }
 
 func main() {

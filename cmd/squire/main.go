@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/squirefs/squire/bench"
+	"github.com/squirefs/squire/fusefs/noded"
 	"github.com/squirefs/squire/fusefs/noded/mounter"
 	nodeserver "github.com/squirefs/squire/fusefs/noded/server"
 	"github.com/squirefs/squire/runtime"
@@ -39,6 +40,8 @@ func stageOf(name string) func() int {
 		return own
 	case nodeserver.Name:
 		return nodeserver.Main
+	case noded.MetricsName:
+		return metricsStage
 	case bench.ChildName:
 		return func() int { return bench.Child(os.Args[1:], os.Stdout, os.Stderr) }
 	}
@@ -100,7 +103,7 @@ cannot be executed, 127 when it is not in the image.`,
 	}
 	cmd.AddCommand(runCommand(), execCommand(), mountCommand(), umountCommand(), daemonCommand(),
 		importCommand(), packCommand(), inspectCommand(), lsCommand(), catCommand(), extractCommand(),
-		traceCommand(), benchCommand(), versionCommand(), manCommand())
+		psCommand(), statsCommand(), topCommand(), traceCommand(), benchCommand(), versionCommand(), manCommand())
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see %q", err, c.CommandPath()+" --help")
 	})
