@@ -1,0 +1,280 @@
+// Package servicetest runs the node service as those on a node meet it: the real binary, a daemon with root's rights on a
+// socket of its own, clients of several users, and what can go wrong with any of them.
+//
+// SQUIRE_STORM (a duration) and SQUIRE_CYCLES (a number) make the tests that look for rare things longer than the suite
+// has time for.
+package servicetest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// stages are what this program is when it is called by one of these names: parts that need a process of their own, and
+// what runs in containers.
+var stages = map[string]func(args []string) error{
+	"probe":    probe,
+	"attacker": attack,
+	"faultfs":  faultMain,
+}
+
+func TestMain(m *testing.M) {
+	if stage := stages[filepath.Base(os.Args[0])]; stage != nil {
+		if err := stage(os.Args[1:]); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	status := m.Run()
+	if shared.lab != nil {
+		os.RemoveAll(shared.lab.dir)
+	}
+	os.Exit(status)
+}
+
+// lab is a directory that every user can read, with what all tests share.
+type lab struct {
+	dir    string
+	squire string
+	probe  string // this program by that name
+	image  *image
+}
+
+var shared struct {
+	once sync.Once
+	lab  *lab
+	err  error
+}
+
+// newLab skips the test without the rights and the tools that it needs.
+func newLab(t *testing.T, tools ...string) *lab {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("runs a service with mounts; not in short mode")
+	}
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to mount for others and to become other users")
+	}
+	if f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0); err != nil {
+		t.Skipf("needs FUSE: %v", err)
+	} else {
+		f.Close()
+	}
+	for _, tool := range append(tools, "mksquashfs") {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("needs %s: run testdata/deps.sh", tool)
+		}
+	}
+	shared.once.Do(func() { shared.lab, shared.err = makeLab() })
+	if shared.err != nil {
+		t.Fatal(shared.err)
+	}
+	return shared.lab
+}
+
+func makeLab() (*lab, error) {
+	// Not t.TempDir: its parent is closed to other users, and it ends with the first test.
+	dir, err := os.MkdirTemp("", "squire-service")
+	if err != nil {
+		return nil, err
+	}
+	l := &lab{dir: dir, squire: filepath.Join(dir, "squire"), probe: filepath.Join(dir, "probe")}
+	if err = os.Chmod(dir, 0o755); err != nil {
+		return l, err
+	}
+	if err = build(l.squire, ""); err != nil {
+		return l, err
+	}
+	if err = copyFile("/proc/self/exe", l.probe); err != nil {
+		return l, err
+	}
+	l.image, err = l.makeImage("first", 1)
+	return l, err
+}
+
+// build makes the binary, of a version if one is given.
+func build(to, version string) error {
+	argv := []string{"build", "-o", to}
+	if version != "" {
+		argv = append(argv, "-ldflags", "-X main.version="+version)
+	}
+	cmd := exec.Command("go", append(argv, "..")...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build squire: %w\n%s", err, out)
+	}
+	return nil
+}
+
+func copyFile(from, to string) error {
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, b, 0o755)
+}
+
+// user is somebody on the node, without an account.
+type user struct{ uid, gid uint32 }
+
+var (
+	root  = user{}
+	users = []user{{23001, 23001}, {23002, 23002}, {23003, 23003}, {23004, 23004}}
+	// nobody is whom the server is as well.
+	nobody = user{65534, 65534}
+)
+
+func (u user) String() string { return strconv.Itoa(int(u.uid)) }
+
+func (u user) credential() *syscall.Credential {
+	if u == root {
+		return nil
+	}
+	return &syscall.Credential{Uid: u.uid, Gid: u.gid}
+}
+
+// do calls f in a thread that has the rights of u, which then ends: what f opens and whom it connects to are u's.
+func (u user) do(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		lockThread()
+		if u != root {
+			unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0)
+			unix.RawSyscall(unix.SYS_SETRESGID, uintptr(u.gid), uintptr(u.gid), uintptr(u.gid))
+			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(u.uid), uintptr(u.uid), uintptr(u.uid)); errno != 0 {
+				panic(errno)
+			}
+		}
+		f()
+	}()
+	<-done
+}
+
+// mkdir makes a directory that belongs to u and goes with the test, mounts on it too.
+func (l *lab) mkdir(t *testing.T, u user) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(l.dir, "dir")
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err == nil {
+		err = os.Chown(dir, int(u.uid), int(u.gid))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, m := range mountsBelow(dir) {
+			_ = unix.Unmount(m, unix.MNT_DETACH)
+		}
+		os.RemoveAll(dir)
+	})
+	return dir
+}
+
+// mountsBelow returns the directories at and below dir that something is mounted on, the innermost first.
+func mountsBelow(dir string) (dirs []string) {
+	b, _ := os.ReadFile("/proc/self/mountinfo")
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 4 && (f[4] == dir || strings.HasPrefix(f[4], dir+"/")) {
+			dirs = append([]string{f[4]}, dirs...)
+		}
+	}
+	return dirs
+}
+
+// result is how a command ended.
+type result struct {
+	stdout, stderr string
+	status         int // as a shell shows it: 128+N after a signal
+}
+
+// bound is how long commands may take that should take no time: not a measure, but the end of a test that hangs.
+const bound = 30 * time.Second
+
+// command prepares a command of u in a session of its own, for at most limit.
+func command(t *testing.T, u user, limit time.Duration, argv ...string) *exec.Cmd {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Dir = "/"
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "HOME=/nonexistent"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: u.credential(), Setsid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 2 * time.Second
+	return cmd
+}
+
+// finish runs a command to its end.
+func finish(t *testing.T, cmd *exec.Cmd) result {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	if cmd.ProcessState == nil {
+		t.Errorf("%q: %v", cmd.Args, err)
+		return result{status: -1}
+	}
+	return result{stdout.String(), stderr.String(), status(cmd.ProcessState)}
+}
+
+func status(state *os.ProcessState) int {
+	if ws := state.Sys().(syscall.WaitStatus); ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return state.ExitCode()
+}
+
+// within fails the test if f has not returned in time. f then goes on: what it waits for ends with the test's clean-up.
+func within(t *testing.T, limit time.Duration, what string, f func()) bool {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { defer close(done); f() }()
+	select {
+	case <-done:
+		return true
+	case <-time.After(limit):
+		t.Errorf("%s takes longer than %s", what, limit)
+		return false
+	}
+}
+
+// eventually waits until what holds, for at most the bound of commands.
+func eventually(t *testing.T, what string, holds func() bool) bool {
+	t.Helper()
+	for end := time.Now().Add(bound); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if holds() {
+			return true
+		}
+	}
+	t.Errorf("not so after %s: %s", bound, what)
+	return false
+}
+
+// duration reads a length from the environment.
+func duration(t *testing.T, name string, otherwise time.Duration) time.Duration {
+	s := os.Getenv(name)
+	if s == "" {
+		return otherwise
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return d
+}
