@@ -319,10 +319,15 @@ func testTraceAtOnce(t *testing.T, tr *tracer) {
 // taken for one.
 func testTraceKilled(t *testing.T, tr *tracer) {
 	release := tr.hold(t)
-	if err := syscall.Kill(tr.server(t), syscall.SIGKILL); err != nil {
+	server := tr.server(t)
+	if err := syscall.Kill(server, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	release()
+	// It has the lock on the trace for as long as one of its threads waits for a page.
+	if !eventually(20*time.Second, func() bool { return syscall.Kill(server, 0) != nil }) {
+		t.Fatal("the killed server does not end")
+	}
 	if sizes := tr.files(t); !slices.Equal(sizes, []int64{0}) {
 		t.Errorf("killed at once: files of %v bytes", sizes)
 	}

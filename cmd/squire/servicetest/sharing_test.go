@@ -148,8 +148,8 @@ func TestManyTasks(t *testing.T) {
 		used++
 		t.Logf("%d bytes of %d read from storage; FUSE: %d LOOKUP, %d OPEN, %d READ of %d bytes, %d bytes stored", i.Read,
 			img.size, i.Stats.Lookup, i.Stats.Open, i.Stats.Read, i.Stats.ReadBytes, i.Stats.Stored)
-		// Readers in front of each other may have a block read twice when the cache has lost it; not the whole image.
-		if int64(i.Read) > img.size+img.size/10 || int64(i.Read) < img.size/2 {
+		// Readers in front of each other may have a block read twice when the cache has lost it; 64 would be 64 times it.
+		if int64(i.Read) > img.size+img.size/2 || int64(i.Read) < img.size/2 {
 			t.Errorf("%d bytes were read from storage; the image has %d", i.Read, img.size)
 		}
 	}
