@@ -166,6 +166,9 @@ func (o *overseer) answer(w *worker, unmounted bool) {
 	}
 	// From here on the worker does no more than to find out that it is late, so that its request stays.
 	o.late.Add(1)
+	if src := o.t.fs.source; src != nil {
+		src.suspect(o.t.fs.bounds.time * (answerLooks - 2) / answerLooks) // it has waited for a look less than that at least
+	}
 	if !unmounted {
 		h := (*fuse.InHeader)(unsafe.Pointer(&w.in[0]))
 		var out [unsafe.Sizeof(fuse.OutHeader{})]byte

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"sync/atomic"
+	"time"
 )
 
 // Source is what a served image is read through. It counts, and it tells the server of a mount when a request goes on
@@ -13,6 +14,10 @@ type Source struct {
 	reads atomic.Uint64
 	bytes atomic.Uint64
 	watch atomic.Pointer[watch] // of the mount while it is served
+
+	under atomic.Int32           // reads that have not come back
+	moved atomic.Int64           // ns since 1970 when one last did, or began alone
+	out   atomic.Pointer[outage] // nil: storage answers
 }
 
 // NewSource returns a Source that reads r, which must serve concurrent calls.
@@ -34,10 +39,64 @@ func (s *Source) ReadAt(p []byte, off int64) (int, error) {
 		return 0, errBacklog
 	}
 	s.Waiting()
+	if h := s.out.Load(); h != nil && !h.passed() {
+		return 0, errHangs
+	}
+	if s.under.Add(1) == 1 {
+		s.moved.Store(time.Now().UnixNano())
+	}
 	n, err := s.r.ReadAt(p, off)
+	s.moved.Store(time.Now().UnixNano())
+	s.under.Add(-1)
+	if h := s.out.Swap(nil); h != nil {
+		close(h.over)
+	}
 	s.reads.Add(1)
 	s.bytes.Add(uint64(max(n, 0)))
 	return n, err
+}
+
+// An outage is a time when storage does not answer. Who reads meanwhile waits for its end, but not as long as those who found
+// out: a program that goes on after an error would else wait for each of its files anew.
+type outage struct {
+	wait  time.Duration // how long to wait
+	over  chan struct{} // closed when a read comes back
+	next  atomic.Int64  // ns since 1970 when one more may try
+	tries atomic.Int32  // how many have
+}
+
+// maxTries bounds the reads that try whether storage still hangs: the first that hang may never come back though others
+// would, and each may hold a thread.
+const maxTries = 8
+
+var errHangs = errors.New("storage does not answer")
+
+// suspect says that somebody has waited for storage, or for something else, for as long as a request may take. If no
+// read has come back in that time, storage hangs until one does.
+func (s *Source) suspect(limit time.Duration) {
+	now := time.Now().UnixNano()
+	if s.under.Load() == 0 || now-s.moved.Load() < int64(limit) {
+		return
+	}
+	h := &outage{wait: limit / 5, over: make(chan struct{})}
+	h.next.Store(now + int64(h.wait))
+	s.out.CompareAndSwap(nil, h)
+}
+
+// passed reports whether the caller may read: it is over, or somebody has to try.
+func (h *outage) passed() bool {
+	now, next := time.Now().UnixNano(), h.next.Load()
+	if now >= next && h.next.CompareAndSwap(next, now+int64(h.wait)) && h.tries.Add(1) <= maxTries {
+		return true
+	}
+	timer := time.NewTimer(h.wait)
+	defer timer.Stop()
+	select {
+	case <-h.over:
+		return true
+	case <-timer.C:
+		return false
+	}
 }
 
 // Waiting implements cache.Waiter: whoever calls it may take long.
