@@ -332,8 +332,9 @@ func testTraceKilled(t *testing.T, tr *tracer) {
 		t.Errorf("killed at once: files of %v bytes", sizes)
 	}
 	release = tr.hold(t)
-	if !eventually(20*time.Second, func() bool { return !slices.Equal(tr.files(t), []int64{0}) }) {
-		t.Errorf("after 20 s without reading there is no trace")
+	// Its start is over 10 s after the last read, and on a busy machine that may be long after its beginning.
+	if !eventually(time.Minute, func() bool { return !slices.Equal(tr.files(t), []int64{0}) }) {
+		t.Errorf("after a minute there is no trace")
 	}
 	if err := syscall.Kill(tr.server(t), syscall.SIGKILL); err != nil {
 		t.Fatal(err)

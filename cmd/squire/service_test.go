@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/squirefs/squire/fusefs/noded"
 )
@@ -114,8 +117,17 @@ func TestMountHelper(t *testing.T) {
 		testImage + " DIR -N /no/such":                                 mountSystem,
 		"/no/such DIR -o ro":                                           mountFailed,
 	} {
-		if got := mountHelper(strings.Fields(strings.ReplaceAll(args, "DIR", dir))); got != want {
-			t.Errorf("%q: status %d, want %d", args, got, want)
+		// A process of its own: one that mounts must not get rights, nor anything that is executed by the same thread.
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		cmd := exec.CommandContext(ctx, "/proc/self/exe")
+		cmd.Args = append([]string{helperName}, strings.Fields(strings.ReplaceAll(args, "DIR", dir))...)
+		out, err := cmd.CombinedOutput()
+		cancel()
+		if cmd.ProcessState == nil {
+			t.Fatal(err)
+		}
+		if got := cmd.ProcessState.ExitCode(); got != want {
+			t.Errorf("%q: status %d, want %d: %s", args, got, want, out)
 		}
 	}
 }
