@@ -16,7 +16,8 @@ const devIocClone = 0x8004e500
 // Clone opens the device once more for the mount of dev. The kernel gives both what is asked of the mount, and ends the
 // mount when the last of them is closed; what one of them took and did not answer fails when that one is closed.
 func Clone(dev *os.File) (*os.File, error) {
-	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	// It blocks: Go's poller looks for what does not, and each request would wake a thread for nothing.
+	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, openError(err)
 	}
@@ -35,6 +36,9 @@ func Clone(dev *os.File) (*os.File, error) {
 // The calling process must hold no other device of the mount, and nothing in it.
 func Drain(dev *os.File, server int) error {
 	fd := int(dev.Fd())
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return fmt.Errorf("make the device non-blocking: %w", err)
+	}
 	in := make([]byte, requestSize)
 	for {
 		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(server), Events: unix.POLLIN}}

@@ -6,12 +6,15 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/internal/polled"
 )
 
 func TestServeWhatIsNoDevice(t *testing.T) {
@@ -67,6 +70,15 @@ func TestAbort(t *testing.T) {
 	}
 	if _, err := os.ReadFile(s.path("hello")); err == nil {
 		t.Error("an aborted mount can be read")
+	}
+}
+
+// TestDeviceIsNotPolled: each request would wake a thread that waits in Go's poller for a timer.
+func TestDeviceIsNotPolled(t *testing.T) {
+	s := mountImage(t, role{Image: smallImage(t)}, MountOptions{})
+	names, err := polled.Files(s.cmd.Process.Pid)
+	if err != nil || slices.Contains(names, device) {
+		t.Errorf("the poller looks for %q, %v", names, err)
 	}
 }
 

@@ -36,6 +36,24 @@ func withFD(f *os.File, do func(fd int) error) error {
 	return failed
 }
 
+// unpolled returns another file for a device, without Go's poller, and closes f; or f. The poller looks for all that
+// os.NewFile gets that does not block, as a device that is served: each request to the mount would wake a thread here.
+func unpolled(f *os.File) *os.File {
+	// O_NONBLOCK is the server's as well, and must stay. So the file is made of what blocks, and what is under its
+	// number changes then.
+	number, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return f
+	}
+	other := os.NewFile(uintptr(number), f.Name())
+	if err := withFD(f, func(fd int) error { return unix.Dup3(fd, number, unix.O_CLOEXEC) }); err != nil {
+		other.Close()
+		return f
+	}
+	f.Close()
+	return other
+}
+
 func closeAll(files []*os.File) {
 	for _, f := range files {
 		if f != nil {

@@ -250,6 +250,9 @@ func (k *keeper) unkeep(img *image) {
 
 func (k *keeper) unkeepMount(img *image) { k.store.remove(img.fdName("mount")) }
 
+// deviceSuffix ends the names of devices.
+const deviceSuffix = ".device"
+
 func (img *image) fdName(what string) string { return strconv.FormatUint(img.id, 10) + "." + what }
 
 // grace is how long images that were taken over wait for the clients that used them to come back.

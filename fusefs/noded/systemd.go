@@ -70,6 +70,8 @@ func inherit() (*inherited, error) {
 			in.listen = f
 		case in.files[p.name] != nil: // the store may hold a socket of that name twice
 			f.Close()
+		case strings.HasSuffix(p.name, deviceSuffix):
+			in.files[p.name] = unpolled(f)
 		default:
 			in.files[p.name] = f
 		}

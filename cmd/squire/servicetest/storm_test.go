@@ -6,11 +6,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/squirefs/squire/internal/polled"
 )
 
 // stormReaders is how many compare the image while processes die.
@@ -188,6 +191,45 @@ func TestStormUpgrade(t *testing.T) {
 				t.Errorf("process %d has become %d", pid, now)
 			}
 		})
+	}
+}
+
+// No process has the poller look for the device, whose every request would wake it, nor has one that the device was passed
+// on to.
+func TestDeviceIsNotPolled(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	d := l.start(t)
+	h := d.hold(t, users[0], l.image)
+	d.wantNotPolled(t)
+	d.kill(serverName)
+	d.wantRun(t, users[1], l.image, "hash", "/", "0")
+	d.wantNotPolled(t)
+	server := d.find(serverName)
+	_ = d.cmd.Process.Signal(syscall.SIGHUP)
+	eventually(t, "another server", func() bool { pid := d.find(serverName); return pid != 0 && pid != server })
+	d.wantRun(t, users[1], l.image, "hash", "/", "0")
+	d.wantNotPolled(t)
+	if err := h.end(); err != nil {
+		t.Error(err)
+	}
+}
+
+func (d *daemon) wantNotPolled(t *testing.T) {
+	t.Helper()
+	polls := 0
+	for _, p := range d.processes() {
+		names, err := polled.Files(p.pid)
+		if err != nil {
+			t.Error(err)
+		}
+		polls += len(names)
+		if i := slices.IndexFunc(names, func(n string) bool { return strings.HasSuffix(n, "/fuse") }); i >= 0 {
+			t.Errorf("%s looks for %s", p.name, names[i])
+		}
+	}
+	if polls == 0 {
+		t.Error("no process has its poller look for anything")
 	}
 }
 
