@@ -38,14 +38,15 @@ type builder struct {
 	ask     ConfigFunc  // may be nil
 	config  *Config     // of the image; there is one since OpPivot
 	workdir string      // where OpChdir went
+	held    bool        // no command will be executed here
 	phases  phases
 }
 
 func newBuilder(o *order, mount MountFunc, ask ConfigFunc, files []*os.File) *builder {
-	return &builder{ops: o.Ops, mount: mount, files: files, sources: map[int]int{}, root: -1, image: o.Spec.Image, ask: ask}
+	return &builder{ops: o.Ops, mount: mount, files: files, sources: map[int]int{}, root: -1, image: o.Spec.Image, ask: ask, held: o.Hold}
 }
 
-// apply carries out every operation but OpExec, in order. It leaves the
+// apply carries out every operation but OpExec, and what is for its process alone where there is none, in order. It leaves the
 // process inside the new root. On error the caller exits: the mount namespace
 // and everything in it go with the process.
 func (b *builder) apply() error {
@@ -56,7 +57,7 @@ func (b *builder) apply() error {
 			op = b.config.chdir(op)
 			b.workdir = op.Target
 		}
-		if op.Do == OpExec {
+		if op.Do == OpExec || b.held && op.Do == OpDrop {
 			break
 		}
 		begin := time.Now()
@@ -123,13 +124,18 @@ func (b *builder) do(i int, op Op) error {
 	case OpCache:
 		return b.cache(op)
 	case OpSeal:
-		return b.seal()
+		return b.seal(op)
 	case OpPivot:
 		if err := b.pivot(); err != nil {
 			return err
 		}
 		b.config = readConfig(b.ask, b.image)
 		return nil
+	case OpEnter:
+		b.config = readConfig(b.ask, b.image)
+		return nil
+	case OpHide:
+		return hide(op.Args)
 	case OpChdir:
 		return chdir(op.Target)
 	case OpDrop:
@@ -285,7 +291,7 @@ func (b *builder) bind(i int, op Op) error {
 	case !dir && slices.Contains(op.Flags, "x-create=dir"):
 		return errors.New("x-create=dir: the source is not a directory")
 	}
-	dst, err := makeTarget(b.root, op.Target, dir)
+	dst, err := b.place(op.Target, dir)
 	if err != nil {
 		return err
 	}
@@ -404,12 +410,30 @@ func (b *builder) newFS(op Op) error {
 		return err
 	}
 	defer unix.Close(fd)
-	dst, err := makeTarget(b.root, op.Target, true)
+	dst, err := b.place(op.Target, true)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(dst)
 	return attach(fd, dst, "")
+}
+
+// place opens the place of a mount, and makes it if it is missing. Where the kernel's own file systems go an image may
+// have no link: what is mounted where that leads could be hidden by what is mounted later, and the container be without.
+func (b *builder) place(target string, dir bool) (int, error) {
+	if !slices.Contains([]string{"/dev", "/proc", "/sys"}, target) {
+		return makeTarget(b.root, target, dir)
+	}
+	fd, err := unix.Openat2(b.root, target, &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS,
+	})
+	switch {
+	case err == nil:
+		return checkKind(fd, dir)
+	case errors.Is(err, unix.ELOOP):
+		return -1, fmt.Errorf("%s is a link in the image, and must be a directory", target)
+	}
+	return makeTarget(b.root, target, dir)
 }
 
 // attach moves a detached mount to a place given by descriptor or path.
@@ -421,8 +445,8 @@ func attach(mount, dirfd int, name string) error {
 	return unix.MoveMount(mount, "", dirfd, name, flags)
 }
 
-func (b *builder) seal() error {
-	if b.rootDir != layerDir {
+func (b *builder) seal(op Op) error {
+	if b.rootDir != layerDir && !slices.Contains(op.Flags, sealRoot) {
 		return nil // the image itself cannot be written to
 	}
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}

@@ -19,6 +19,7 @@ type Config struct {
 	Entrypoint []string // the program, with its first arguments
 	Cmd        []string // further arguments, or the program if there is no Entrypoint
 	WorkingDir string   // "" if it names none
+	Digest     string   // of what it was made from, for records; "" if that is not known
 }
 
 // ConfigFunc returns what an image says about how its commands are run, nil if it

@@ -116,6 +116,10 @@ dir /opt
 			t.Errorf("no such directory: %+v", got)
 		}
 		want(Spec{Workdir: "/", Command: []string{"sh", "-c", "echo $B"}}, "file\n")
+		got = run(t, w, Spec{Dir: root, Image: "the image", Workdir: "/other", Command: []string{"true"}})
+		if got.status != ExitFailed || got.err != "squire: working directory /other: no such file or directory; it is not in the image\n" {
+			t.Errorf("no such directory of the user's: %+v", got)
+		}
 	})
 }
 

@@ -75,18 +75,18 @@ func (r *Runner) admit(socket *net.UnixListener) {
 		if err != nil {
 			return
 		}
-		if mayEnter(conn) {
+		if MayEnter(conn) {
 			_ = sendConn(r.control, conn)
 		}
 		conn.Close()
 	}
 }
 
-// mayEnter reports whether the process at the other end of conn may have commands run
+// MayEnter reports whether the process at the other end of conn may have commands run
 // in our container: one of our user's that is in our user namespace, which those
 // in a container are not, or root. What is in the container, and has perhaps less
 // rights there than others, gains nothing.
-func mayEnter(conn *net.UnixConn) (may bool) {
+func MayEnter(conn *net.UnixConn) (may bool) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return false

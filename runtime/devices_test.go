@@ -74,7 +74,7 @@ func TestDevicePlans(t *testing.T) {
 		{"h100", "none", &gpu.Request{GPUs: "none"}},
 		{"h100", "two", &gpu.Request{GPUs: "7," + fakehost.UUID(2), Environ: []string{"CUDA_VISIBLE_DEVICES=2,0,7", "NVIDIA_DRIVER_CAPABILITIES=compute,utility", "MELLANOX_VISIBLE_DEVICES=1,mlx5_2"}}},
 		{"h100", "root", &gpu.Request{GPUs: "0", Root: true, Environ: []string{"NVIDIA_DRIVER_CAPABILITIES=utility"}}},
-		{"h100", "slurm", env("SLURM_JOB_GPUS=0-7", "SLURM_STEP_GPUS=1,3", "CUDA_VISIBLE_DEVICES=6", "NVIDIA_DRIVER_CAPABILITIES=compat32,compute")},
+		{"h100", "slurm", env("SLURM_JOB_GPUS=0-7", "SLURM_STEP_GPUS=1,3", "CUDA_VISIBLE_DEVICES=3", "NVIDIA_DRIVER_CAPABILITIES=compat32,compute")},
 		{"mig", "instance", &gpu.Request{GPUs: "0:1", Environ: []string{"NVIDIA_DRIVER_CAPABILITIES=utility"}}},
 		{"mig", "default", env("NVIDIA_DRIVER_CAPABILITIES=utility")},
 		{"gb200", "all", &gpu.Request{GPUs: "all", Environ: []string{"NVIDIA_DRIVER_CAPABILITIES=compute"}}},

@@ -14,6 +14,9 @@
 //	command   the user's program, direct child of init, as are those that
 //	          [Exec] adds
 //
+// Or there is no command: [Runner.Hold] has init send the container's namespaces, for
+// processes that somebody else starts, and end.
+//
 // Runner and init hold the two ends of a socket and are both subreapers. When
 // the runner dies, even by SIGKILL, init sees the end of the socket and ends
 // every process of the container; when init dies, the kernel ends the command

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -14,6 +15,15 @@ const DefaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 // localeNames do not pass from the host: the image rarely has the host's
 // locale, and programs fail or warn when it is missing. pyxis drops the same.
 var localeNames = []string{"LANG", "LANGUAGE", "LC_ALL"}
+
+// TaskEnvironment is the environment of a command in a container that is held: of what the caller has (s.Environ), and of
+// what Hold says that the image sets. dir is the working directory.
+func TaskEnvironment(s *Spec, image []string, dir string) []string { return environment(s, image, dir) }
+
+// heldEnviron is what an image sets, with what drivers of the host in the container need. It is called in the init stage.
+func heldEnviron(ops []Op, image []string) []string {
+	return driverEnvironment(ops, append([]string{"PATH=" + DefaultPath}, image...))
+}
 
 // environment merges the task's environment the way pyxis does: the caller's
 // variables without its locale, overwritten by the image's, except the names
@@ -43,7 +53,7 @@ func environment(s *Spec, image []string, dir string) []string {
 	// These are of the host's directories.
 	e.set("PWD=" + dir)
 	e.unset("OLDPWD")
-	e.torchRank()
+	e.torch()
 	for _, kv := range s.SetEnv {
 		e.set(kv)
 	}
@@ -92,9 +102,9 @@ func (e *envList) unset(name string) {
 	}
 }
 
-// torchRank sets what PyTorch's env:// rendezvous wants from Slurm's ids, in
-// images that name themselves PyTorch's, as pyxis does.
-func (e *envList) torchRank() {
+// torch sets what PyTorch's env:// rendezvous wants to know, in images that name themselves PyTorch's: the rank, from
+// Slurm's ids, as pyxis does, and where the others meet unless that is said, as a hook does that comes with enroot.
+func (e *envList) torch() {
 	if _, ok := e.get("PYTORCH_VERSION"); !ok {
 		return
 	}
@@ -104,6 +114,56 @@ func (e *envList) torchRank() {
 	if v, ok := e.get("SLURM_LOCALID"); ok {
 		e.set("LOCAL_RANK=" + v)
 	}
+	if v, ok := e.get("SLURM_STEP_NUM_TASKS"); ok {
+		e.setDefault("WORLD_SIZE", v)
+	}
+	nodes, ok := e.get("SLURM_STEP_NODELIST")
+	if !ok {
+		return
+	}
+	e.setDefault("MASTER_ADDR", firstHost(nodes))
+	id, _ := e.get("SLURM_JOB_ID")
+	if job, err := strconv.ParseUint(id, 10, 32); err == nil {
+		e.setDefault("MASTER_PORT", strconv.FormatUint(torchPort+job%torchPorts, 10))
+	}
+}
+
+// The ports that jobs meet at, above those that Linux gives away (ip_local_port_range).
+const (
+	torchPort  = 61000
+	torchPorts = 65536 - torchPort
+)
+
+// setDefault sets a variable that is not set, if there is a value.
+func (e *envList) setDefault(name, value string) {
+	if _, is := e.get(name); !is && value != "" {
+		e.set(name + "=" + value)
+	}
+}
+
+// firstHost is the first of a list of hosts as Slurm writes it: a,b or n[01-04,7]-x,m; "" if it is none.
+func firstHost(list string) string {
+	var host strings.Builder
+	for list != "" {
+		i := strings.IndexAny(list, ",[")
+		if i < 0 {
+			return host.String() + list
+		}
+		host.WriteString(list[:i])
+		if list[i] == ',' {
+			return host.String()
+		}
+		numbers, rest, ok := strings.Cut(list[i+1:], "]")
+		if !ok {
+			return ""
+		}
+		if end := strings.IndexAny(numbers, ",-"); end >= 0 {
+			numbers = numbers[:end]
+		}
+		host.WriteString(numbers)
+		list = rest
+	}
+	return host.String()
 }
 
 // parseEnvironment reads an image's /etc/environment: NAME=VALUE lines, one
@@ -115,7 +175,7 @@ func parseEnvironment(text []byte) []string {
 	lines.Buffer(nil, len(text)+1)
 	for lines.Scan() {
 		name, value, ok := strings.Cut(strings.TrimPrefix(strings.TrimSpace(lines.Text()), "export "), "=")
-		if !ok || !validName(name) || strings.HasPrefix(name, "ENROOT_") || strings.ContainsRune(value, 0) {
+		if !ok || !ValidName(name) || strings.HasPrefix(name, "ENROOT_") || strings.ContainsRune(value, 0) {
 			continue
 		}
 		env.set(name + "=" + unquote(value))
@@ -130,8 +190,8 @@ func unquote(s string) string {
 	return s
 }
 
-// validName reports whether a shell could set a variable of that name.
-func validName(s string) bool {
+// ValidName reports whether a shell could set a variable of that name.
+func ValidName(s string) bool {
 	for i, c := range []byte(s) {
 		letter := c == '_' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
 		if !letter && (i == 0 || c < '0' || c > '9') {

@@ -74,6 +74,49 @@ func receiveFiles(socket *os.File, b []byte, n int) (int, []*os.File, error) {
 	}
 }
 
+// sendMessage sends a message over a socket that has no deadline, and files along with its first bytes.
+func sendMessage(socket *os.File, m wire.Message, files ...*os.File) error {
+	b := wire.Encode(m)
+	if len(b) > maxOrder {
+		return fmt.Errorf("message of %d bytes", len(b))
+	}
+	if len(files) == 0 {
+		return writeMessage(socket, m)
+	}
+	var fds []int
+	for _, f := range files {
+		fds = append(fds, int(f.Fd()))
+	}
+	head := binary.BigEndian.AppendUint32(nil, uint32(len(b)))
+	for {
+		err := unix.Sendmsg(int(socket.Fd()), head, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err == nil {
+			_, err = socket.Write(b)
+		}
+		return err
+	}
+}
+
+// receiveMessage reads what sendMessage sent, with at most n files.
+func receiveMessage(socket *os.File, m wire.Message, n int) ([]*os.File, error) {
+	head := make([]byte, 4)
+	got, files, err := receiveFiles(socket, head, n)
+	if err == nil {
+		_, err = io.ReadFull(socket, head[got:])
+	}
+	if err == nil {
+		err = readBody(socket, head, m)
+	}
+	if err != nil {
+		closeFiles(files)
+		return nil, err
+	}
+	return files, nil
+}
+
 func receivedFiles(oob []byte) (files []*os.File) {
 	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {

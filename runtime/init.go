@@ -39,6 +39,12 @@ type order struct {
 	Files int
 	// Timed: the runner wants to know how long the parts of the setup took.
 	Timed bool
+	// Environ is what the image sets, in a container that is there already.
+	Environ []string
+	// Hold: no command, see Runner.Hold.
+	Hold bool
+	// Log: the next descriptor is for the output of an entrypoint that is not the command.
+	Log bool
 }
 
 // Fields makes it a wire.Message.
@@ -56,6 +62,8 @@ func (o *order) Fields(c *wire.Coder) {
 	})
 	c.Bool(&s.Writable)
 	wire.String(c, &s.Upper)
+	c.Bool(&s.Layered)
+	c.Strings(&s.Hide)
 	c.Bool(&s.RemapRoot)
 	c.Strings(&s.Unshare)
 	wire.String(c, &s.Hostname)
@@ -72,6 +80,9 @@ func (o *order) Fields(c *wire.Coder) {
 	wire.Int(c, &o.Group)
 	wire.Int(c, &o.Files)
 	c.Bool(&o.Timed)
+	c.Strings(&o.Environ)
+	c.Bool(&o.Hold)
+	c.Bool(&o.Log)
 }
 
 // maxOrder bounds the order's size. Arguments and environment of a command are
@@ -101,6 +112,10 @@ func Init(mount MountFunc, config ConfigFunc) int {
 	if err := readMessage(runner, &o); err != nil {
 		return ExitFailed // the runner gave up, and has said why
 	}
+	if o.Hold {
+		control.Close()
+		return hold(&o, newBuilder(&o, mount, config, files[2:2+o.Files]), runner, o.log(files))
+	}
 	t := &task{pidfd: -1, sessions: make(chan *session), running: map[int]*session{}}
 	go t.dieWith(runner)
 	b := newBuilder(&o, mount, config, files[2:2+o.Files])
@@ -108,6 +123,9 @@ func Init(mount MountFunc, config ConfigFunc) int {
 		return fail(ExitFailed, explain(err, &o.Spec))
 	}
 	t.spec, t.ops, t.imageEnv, t.workdir = &o.Spec, o.Ops, b.config.environ(), b.workdir
+	if o.Environ != nil {
+		t.imageEnv = o.Environ
+	}
 	return t.run(&o, b, runner, control)
 }
 
@@ -340,6 +358,14 @@ func (t *task) signal(sig unix.Signal) {
 	}
 }
 
+// log is the file for an entrypoint's output.
+func (o *order) log(files []*os.File) *os.File {
+	if o.Log {
+		return files[2+o.Files]
+	}
+	return os.Stderr
+}
+
 func initFiles(args []string) ([]*os.File, error) {
 	if len(args) == 0 {
 		return nil, errors.New("this name is for squire's own use; call it squire")
@@ -364,11 +390,10 @@ func explain(err error, s *Spec) error {
 	}
 	switch {
 	case op.Op.Do == OpChdir && errors.Is(err, os.ErrNotExist):
-		hint := ""
 		if s.Workdir == "" {
-			hint = ", whose configuration names it; --workdir chooses another"
+			return fmt.Errorf("working directory %s: not in %s, whose configuration names it; --workdir chooses another", op.Op.Target, s.Image)
 		}
-		return fmt.Errorf("working directory %s: not in %s%s", op.Op.Target, s.Image, hint)
+		return fmt.Errorf("working directory %s: %w; it is not in %s", op.Op.Target, unix.ENOENT, s.Image)
 	case errors.Is(err, unix.EOVERFLOW):
 		// overlayfs cannot copy up what belongs to an id without a mapping.
 		return fmt.Errorf("%w; %s has directories of other users, which cannot be added to", err, s.Image)

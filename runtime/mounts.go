@@ -187,13 +187,13 @@ func (e *unsetError) Error() string { return "the variable " + e.name + " is not
 func variable(s string) (name, rest string, err error) {
 	if strings.HasPrefix(s, "{") {
 		name, rest, ok := strings.Cut(s[1:], "}")
-		if !ok || !validName(name) {
+		if !ok || !ValidName(name) {
 			return "", "", fmt.Errorf("%q: want ${NAME}", "$"+s)
 		}
 		return name, rest, nil
 	}
 	n := 0
-	for n < len(s) && validName("_"[:min(n, 1)]+s[n:n+1]) { // digits not at the start
+	for n < len(s) && ValidName("_"[:min(n, 1)]+s[n:n+1]) { // digits not at the start
 		n++
 	}
 	return s[:n], s[n:], nil

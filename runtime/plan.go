@@ -32,6 +32,8 @@ const (
 	OpCache    Verb = "ldcache"  // the loader's cache at Target has the libraries in Args, too
 	OpSeal     Verb = "seal"     // the layer becomes read-only
 	OpPivot    Verb = "pivot"    // the new root becomes /, the host's goes
+	OpEnter    Verb = "enter"    // a container that was made before: only what concerns the command follows
+	OpHide     Verb = "hide"     // the device nodes in Args are not there for the command
 	OpChdir    Verb = "chdir"    // the working directory
 	OpDrop     Verb = "drop"     // capabilities go, no_new_privs comes
 	OpFilter   Verb = "filter"   // system calls of the command are filtered for Flags
@@ -93,10 +95,16 @@ func Plan(s *Spec, h *Host) ([]Op, error) {
 			on = append(on, mountOp(m))
 		}
 	}
-	ops := append(unshareOps(s), Op{Do: OpIsolate}, Op{Do: OpScaffold, Target: scaffoldDir}, rootOp(s), layerOp(s, h, on))
+	ops := append(unshareOps(s), Op{Do: OpIsolate}, Op{Do: OpScaffold, Target: scaffoldDir}, rootOp(s))
+	seal := Op{Do: OpSeal}
+	if s.Layered {
+		seal.Flags = []string{sealRoot}
+	} else {
+		ops = append(ops, layerOp(s, h, on))
+	}
 	ops = append(ops, on...)
 	if !s.Writable {
-		ops = append(ops, Op{Do: OpSeal})
+		ops = append(ops, seal)
 	}
 	return append(ops, Op{Do: OpPivot}, chdirOp(s), dropOp(s, h), filterOp(s, h), execOp(s)), nil
 }
@@ -117,6 +125,9 @@ func execOp(s *Spec) Op {
 	}
 	return Op{Do: OpExec, Args: s.Command}
 }
+
+// sealRoot is a flag of OpSeal: the root came writable.
+const sealRoot = "root"
 
 // Flags of chdir and exec, see Op.
 const (
@@ -144,7 +155,7 @@ func layerOp(s *Spec, h *Host, on []Op) Op {
 		// mark for that is a trusted xattr, which a user namespace cannot set.
 		op.Flags = []string{"userxattr"}
 	}
-	if s.Writable {
+	if s.Writable || s.Upper != "" { // which others may share, and write to
 		return op
 	}
 	op.Flags = append(op.Flags, "when-missing")
@@ -213,13 +224,16 @@ func sysMounts(s *Spec, h *Host) (ops []Op) {
 	return ops
 }
 
+// ownDevices is what /dev is.
+var ownDevices = Op{Do: OpTmpfs, Target: "/dev", Flags: []string{"mode=755", "size=64k", "nosuid", "noexec"}}
+
 // deviceMounts build /dev from single nodes of the host; a node may be bound
 // but not made in a user namespace. Pseudo-terminals are the container's own,
 // as the host's /dev/ptmx does not find a bound /dev/pts (devpts_ptmx_path in
 // fs/devpts/inode.c looks beside the original).
 func deviceMounts(s *Spec, h *Host) []Op {
 	ops := []Op{
-		{Do: OpTmpfs, Target: "/dev", Flags: []string{"mode=755", "size=64k", "nosuid", "noexec"}},
+		ownDevices,
 		{Do: OpDevpts, Target: "/dev/pts", Flags: []string{"newinstance", "ptmxmode=0666", "mode=620"}},
 	}
 	shared := []string{"/dev/shm", "/dev/mqueue", "/dev/hugepages"}

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -70,5 +71,33 @@ func TestPlan(t *testing.T) {
 				t.Errorf("got:\n%s\nwant:\n%s", b.String(), want)
 			}
 		})
+	}
+}
+
+// TestPlanJoinHides: devices go before anything of the command's happens.
+func TestPlanJoinHides(t *testing.T) {
+	h := &Host{UID: 1000, GID: 1000}
+	s := &Spec{Image: "x.sqsh", Command: []string{"true"}, Hide: []string{"/dev/nvidia1"}}
+	ops, err := PlanJoin(s, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(ops) < 3 || ops[0].Do != OpEnter || ops[1].Do != OpHide || !slices.Equal(ops[1].Args, s.Hide) {
+		t.Errorf("the plan is %v", ops)
+	}
+	s.Hide = nil
+	if ops, err = PlanJoin(s, h); err != nil || slices.ContainsFunc(ops, func(op Op) bool { return op.Do == OpHide }) {
+		t.Errorf("nothing to hide: %v, %v", ops, err)
+	}
+}
+
+func TestCheckHidden(t *testing.T) {
+	if err := checkHidden([]string{"/dev/nvidia0", "/dev/dri/card0"}); err != nil {
+		t.Error(err)
+	}
+	for _, n := range []string{"", "/", "/dev", "/dev/", "/etc/passwd", "dev/nvidia0", "/dev/../etc/passwd", "/dev//x", "/dev/x/"} {
+		if checkHidden([]string{n}) == nil {
+			t.Errorf("%q may be hidden", n)
+		}
 	}
 }

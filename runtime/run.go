@@ -20,6 +20,14 @@ import (
 type Runner struct {
 	// Files are given to the MountFunc in the init stage.
 	Files []*os.File
+	// Join, if not nil, are the namespaces of a container that is there already, in the
+	// order in which they have to be entered: the command is run there, by a plan of
+	// [PlanJoin]. They stay the caller's.
+	Join []Namespace
+	// Environ, with Join, is what the image sets, as of Held.Environ.
+	Environ []string
+	// Log gets the output of an entrypoint that Hold runs. Nil: standard error.
+	Log *os.File
 	// Spare are child processes that are not of the container. Start adds those
 	// that this process has already: a shell that executed it in its place may
 	// have left some.
@@ -45,7 +53,12 @@ func (r *Runner) Start(s *Spec, h *Host) (err error) {
 		return fmt.Errorf("become a subreaper: %w", err)
 	}
 	r.Spare = append(r.Spare, children()...)
-	if r.upper, err = openUpper(s.Upper); err != nil {
+	if r.Join == nil {
+		r.upper, err = openUpper(s.Upper)
+	} else {
+		err = joinable(r.Join)
+	}
+	if err != nil {
 		return err
 	}
 	var theirs, control *os.File
@@ -59,8 +72,26 @@ func (r *Runner) Start(s *Spec, h *Host) (err error) {
 	defer control.Close()
 	r.spec = s
 	extra := append([]*os.File{theirs, control}, r.Files...)
+	if r.Log != nil {
+		extra = append(extra, r.Log)
+	}
 	if r.upper != nil {
 		extra = append(extra, r.upper.lock) // held as long as the container lives
+	}
+	if r.pid, err = r.fork(s, h, extra); err != nil {
+		r.close()
+	}
+	return err
+}
+
+// fork starts the init stage with files.
+func (r *Runner) fork(s *Spec, h *Host, extra []*os.File) (pid int, err error) {
+	// The command's is sent with the plan, and is for it alone. More than one
+	// processor would give init threads, which each have to drop its rights.
+	env := []string{"GOMAXPROCS=1"}
+	attr := namespaces(s, h)
+	if r.Join != nil {
+		return forkInto(r.Join, []string{InitName}, env, attr.AmbientCaps, extra)
 	}
 	files, at := childFiles(extra...)
 	argv := []string{InitName}
@@ -69,18 +100,11 @@ func (r *Runner) Start(s *Spec, h *Host) (err error) {
 	}
 	goruntime.LockOSThread()
 	defer goruntime.UnlockOSThread()
-	r.pid, err = syscall.ForkExec("/proc/self/exe", argv, &syscall.ProcAttr{
-		// The command's is sent with the plan, and is for it alone. More than one
-		// processor would give init threads, which each have to drop its rights.
-		Env:   []string{"GOMAXPROCS=1"},
-		Files: files,
-		Sys:   namespaces(s, h),
-	})
+	pid, err = syscall.ForkExec("/proc/self/exe", argv, &syscall.ProcAttr{Env: env, Files: files, Sys: attr})
 	if err != nil {
-		r.close()
-		return explainClone(err, s, h)
+		return 0, explainClone(err, s, h)
 	}
-	return nil
+	return pid, nil
 }
 
 func socketPair() (ours, theirs *os.File, err error) {
@@ -95,7 +119,7 @@ func socketPair() (ours, theirs *os.File, err error) {
 // command's.
 func (r *Runner) Send(ops []Op) error {
 	r.signals = catchSignals()
-	o := &order{Spec: *r.spec, Ops: ops, Group: unix.Getpgrp(), Files: len(r.Files), Timed: r.Phases != nil}
+	o := &order{Spec: *r.spec, Ops: ops, Group: unix.Getpgrp(), Files: len(r.Files), Timed: r.Phases != nil, Environ: r.Environ}
 	if r.spec.unshares("pid") {
 		o.Group = 0 // init is in it already
 	}
@@ -243,17 +267,25 @@ func ours(root *os.Root, dir string) error {
 // lockName marks a directory as one of ours.
 const lockName = ".lock"
 
-// close removes overlayfs's work directory, which is left with mode 000 and
-// empty, and unlocks. Errors do not matter: the next use finds and reuses what
-// is left.
+// close unlocks, and removes overlayfs's work directory, which is left with mode 000 and
+// empty, unless another process holds the lock as well: the layer is in use there. Errors
+// do not matter: the next use finds and reuses what is left.
 func (u *upperDir) close() {
 	if u == nil {
+		return
+	}
+	defer u.root.Close()
+	u.lock.Close()
+	lock, err := u.root.OpenFile(lockName, os.O_RDWR, 0)
+	if err != nil {
+		return
+	}
+	defer lock.Close()
+	if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
 		return
 	}
 	_ = u.root.Chmod("work/work", 0o700)
 	for _, name := range []string{"work/work", "work/index", "work"} {
 		_ = u.root.Remove(name)
 	}
-	u.lock.Close()
-	u.root.Close()
 }

@@ -40,8 +40,13 @@ func TestMain(m *testing.M) {
 		os.Exit(testRunner())
 	case execName:
 		os.Exit(testExec())
+	case holderName:
+		os.Exit(testHolder())
 	case probeName:
 		os.Exit(probe())
+	}
+	if IsEntrypointCommand(os.Args) {
+		os.Exit(TellEnviron())
 	}
 	for _, fd := range inherited() { // from whatever runs the tests
 		unix.CloseOnExec(fd)

@@ -32,6 +32,9 @@ type Spec struct {
 	// Upper is the host directory that keeps the writable layer, absolute.
 	// Empty: a tmpfs that goes with the container.
 	Upper string
+	// Layered: what the MountFunc mounts is the root of another container, see [RootOf],
+	// whose writable layer this one shares. It has no Upper.
+	Layered bool
 	// RemapRoot shows the caller as root inside. Only for ordinary users:
 	// root is root anyway.
 	RemapRoot bool
@@ -46,6 +49,10 @@ type Spec struct {
 	// caller's to add.
 	Devices *gpu.Set
 
+	// Hide are device nodes below /dev of a container that is joined, see [PlanJoin],
+	// which the command does not have.
+	Hide []string
+
 	// Environ is the caller's environment, as of os.Environ.
 	Environ []string
 	// KeepEnv names variables whose value in Environ wins over the image's.
@@ -57,12 +64,12 @@ type Spec struct {
 // check reports what in the Spec cannot work, before anything is started.
 func (s *Spec) check() error {
 	for _, e := range s.SetEnv {
-		if name, _, ok := strings.Cut(e, "="); !ok || !validName(name) {
+		if name, _, ok := strings.Cut(e, "="); !ok || !ValidName(name) {
 			return fmt.Errorf("environment %q: want NAME=VALUE", e)
 		}
 	}
 	for _, n := range s.KeepEnv {
-		if !validName(n) {
+		if !ValidName(n) {
 			return fmt.Errorf("environment variable name %q is not valid", n)
 		}
 	}

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -46,6 +47,41 @@ func TestEnvironmentRemappedRoot(t *testing.T) {
 	want := []string{"HOME=/root", "USER=u", "LOGNAME=root", "PATH=" + DefaultPath, "PWD=/"}
 	if got := environment(s, nil, "/"); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// What PyTorch wants to know is set where nobody has, and in its images only.
+func TestEnvironmentTorch(t *testing.T) {
+	slurm := []string{
+		"SLURM_PROCID=5", "SLURM_LOCALID=1", "SLURM_STEP_NUM_TASKS=8", "SLURM_STEP_NODELIST=n[03-04]", "SLURM_JOB_ID=4537", "RANK=x",
+	}
+	for _, tt := range []struct{ image, more, want string }{
+		{"PYTORCH_VERSION=2", "A=1", "RANK=5 LOCAL_RANK=1 WORLD_SIZE=8 MASTER_ADDR=n03 MASTER_PORT=61001"},
+		{"PYTORCH_VERSION=2", "MASTER_ADDR=me", "RANK=5 LOCAL_RANK=1 WORLD_SIZE=8 MASTER_ADDR=me MASTER_PORT=61001"},
+		{"OTHER=1", "A=1", "RANK=x"},
+	} {
+		env := environment(&Spec{Environ: slices.Concat(slurm, []string{tt.more})}, []string{tt.image}, "/")
+		var got []string
+		for _, name := range []string{"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} {
+			for _, kv := range env {
+				if strings.HasPrefix(kv, name+"=") {
+					got = append(got, kv)
+				}
+			}
+		}
+		if text := strings.Join(got, " "); text != tt.want {
+			t.Errorf("%s, %s: got %s, want %s", tt.image, tt.more, text, tt.want)
+		}
+	}
+}
+
+func TestFirstHost(t *testing.T) {
+	for list, want := range map[string]string{
+		"": "", "a": "a", "a,b": "a", "n[1-4]": "n1", "n[01,7-9],m": "n01", "n[7]": "n7", "r[1-2]n[03-04]-ib,x": "r1n03-ib", "n[1-4": "", "n1-x": "n1-x",
+	} {
+		if got := firstHost(list); got != want {
+			t.Errorf("%q: got %q, want %q", list, got, want)
+		}
 	}
 }
 

@@ -24,8 +24,8 @@ const (
 // GPU is one device.
 type GPU struct {
 	Vendor Vendor
-	// Number is what Slurm counts by: NVIDIA's minor number, else the place
-	// among the render nodes of the vendor.
+	// Number is NVIDIA's minor number, else the place among the render nodes of
+	// the vendor.
 	Number int
 	// UUID is GPU-… as the driver prints it, for AMD GPU- and the unique id.
 	// May be empty.
@@ -68,14 +68,19 @@ func Discover(root string) (*Host, error) {
 	}
 	h := &Host{t: t}
 	h.GPUs = slices.Concat(h.nvidiaGPUs(), h.drmGPUs())
+	h.try()
+	return h, nil
+}
+
+// try finds out which GPUs the caller may open.
+func (h *Host) try() {
 	for i := range h.GPUs {
 		g := &h.GPUs[i]
-		if err := t.mayOpen(g.Nodes[0]); err != nil {
+		if err := h.t.mayOpen(g.Nodes[0]); err != nil {
 			// The cgroup answers EPERM, the node's mode EACCES.
 			g.Denied, g.Constrained = true, err == unix.EPERM //nolint:errorlint // an errno
 		}
 	}
-	return h, nil
 }
 
 // Close lets go of the root directory.

@@ -1,6 +1,7 @@
 package gpu
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -13,10 +14,16 @@ type Request struct {
 	// GPUs is all, none, or a list of indices, UUIDs and MIG devices. Empty:
 	// the environment says, see [Host.Choose].
 	GPUs string
+	// Flag names GPUs in messages. Empty: --gpus.
+	Flag string
 	// Devices are device nodes of the host and names of CDI devices.
 	Devices []string
 	// Environ is the caller's environment, as of os.Environ.
 	Environ []string
+	// Step is the environment of Slurm's step, of which the caller is a task or
+	// the keeper: GPUs chooses among the step's. Nil: there is none, or it is not
+	// known, and GPUs chooses among all.
+	Step []string
 	// Root: the command has CAP_MKNOD.
 	Root bool
 	// ListMIG returns what "nvidia-smi -L" prints. It is called only for a MIG
@@ -24,9 +31,12 @@ type Request struct {
 	ListMIG func() ([]byte, error)
 }
 
-// env returns a variable's value; the last one counts, as in a shell.
-func (r *Request) env(name string) (value string, ok bool) {
-	for _, kv := range r.Environ {
+// env returns a variable's value.
+func (r *Request) env(name string) (value string, ok bool) { return lookup(r.Environ, name) }
+
+// lookup returns a variable's value; the last one counts, as in a shell.
+func lookup(environ []string, name string) (value string, ok bool) {
+	for _, kv := range environ {
 		if v, found := strings.CutPrefix(kv, name+"="); found {
 			value, ok = v, true
 		}
@@ -50,34 +60,41 @@ type pick struct {
 // choose finds out which GPUs are wanted. What counts is, the first that is set:
 //
 //	--gpus                  indices, UUIDs and MIG devices; all; none
-//	NVIDIA_VISIBLE_DEVICES  the same; none: the driver without a GPU; void or
-//	                        empty: nothing (as for NVIDIA's container tools)
-//	SLURM_STEP_GPUS         numbers that Slurm gave to the step, of the node
-//	SLURM_JOB_GPUS          the same of the job, in a batch script
+//	NVIDIA_VISIBLE_DEVICES  the same, among those that Slurm gave; none: the
+//	                        driver without a GPU; void or empty: nothing (as for
+//	                        NVIDIA's container tools)
+//	SLURM_STEP_GPUS, …      what Slurm gave, see slurmGPUs
 //	CUDA_VISIBLE_DEVICES    indices and UUIDs as CUDA takes them
 //	ROCR_VISIBLE_DEVICES    the same of AMD's
 //
-// Slurm's come before CUDA's: CUDA_VISIBLE_DEVICES may be one task's share of
-// the step's GPUs. It goes on to hold inside, but tasks of one step map each
-// other's memory (CUDA IPC, which NCCL uses), for which the driver has to see the
-// GPUs of both.
+// Slurm's come before CUDA's, which goes on to hold inside: a program may leave
+// some of its GPUs to others that it starts.
 func (h *Host) choose(r *Request) (choice, error) {
+	given, told := h.slurmGPUs(r)
 	if r.GPUs != "" {
-		return h.chooseListed(r, "--gpus", r.GPUs)
+		from := h.usable()
+		if r.Step != nil {
+			if of, ok := h.slurmGPUs(&Request{Environ: r.Step, ListMIG: r.ListMIG}); ok {
+				from = of.gpus()
+			}
+		}
+		return h.chooseListed(r, cmp.Or(r.Flag, "--gpus"), r.GPUs, from)
 	}
 	if v, ok := r.env("NVIDIA_VISIBLE_DEVICES"); ok && h.has(NVIDIA) {
-		switch v {
-		case "", "void":
+		switch {
+		case v == "" || v == "void":
 			return choice{}, nil
-		case "none":
+		case v == "none":
 			return choice{driver: true}, nil
+		case told && (v == "all" || len(given.picks) == 0):
+			return given, nil
+		case told:
+			return h.chooseListed(r, "NVIDIA_VISIBLE_DEVICES="+v, v, given.gpus())
 		}
-		return h.chooseListed(r, "NVIDIA_VISIBLE_DEVICES="+v, v)
+		return h.chooseListed(r, "NVIDIA_VISIBLE_DEVICES="+v, v, h.usable())
 	}
-	for _, name := range []string{"SLURM_STEP_GPUS", "SLURM_JOB_GPUS"} {
-		if v, ok := r.env(name); ok && v != "" {
-			return h.chooseSlurm(v), nil
-		}
+	if told {
+		return given, nil
 	}
 	for _, vendor := range []Vendor{NVIDIA, AMD} {
 		if v, ok := r.env(visible(vendor)); ok && h.has(vendor) {
@@ -91,22 +108,24 @@ func (h *Host) has(v Vendor) bool {
 	return slices.ContainsFunc(h.GPUs, func(g GPU) bool { return g.Vendor == v })
 }
 
-// chooseListed reads a list. Indices count the GPUs that the caller may open.
-func (h *Host) chooseListed(r *Request, what, list string) (c choice, err error) {
+// chooseListed reads a list. Indices count the GPUs in from.
+func (h *Host) chooseListed(r *Request, what, list string, from []*GPU) (c choice, err error) {
 	c.driver = true
 	switch {
 	case list == "none":
 		return choice{}, nil
 	case len(h.usable()) == 0:
 		return c, fmt.Errorf("%s: this host has no GPU that you may use", what)
+	case len(from) == 0:
+		return c, fmt.Errorf("%s: Slurm gave none of this node's GPUs", what)
 	case list == "all":
-		c.picks = h.whole(h.usable())
+		c.picks = h.whole(from)
 		return c, nil
 	}
 	for _, item := range strings.Split(list, ",") {
-		p, err := h.find(r, item)
+		p, err := find(r, item, from)
 		if err != nil {
-			return c, fmt.Errorf("%s: %q: %w; there are %s", what, item, err, h.list())
+			return c, fmt.Errorf("%s: %q: %w; there are %s", what, item, err, describe(from))
 		}
 		if !slices.Contains(c.picks, p) {
 			c.picks = append(c.picks, p)
@@ -125,8 +144,7 @@ func (h *Host) whole(gpus []*GPU) (picks []pick) {
 var errNoGPU = errors.New("no such GPU")
 
 // find looks up one item: 1, GPU-UUID, 1:0, MIG-GPU-UUID/GI/CI or MIG-UUID.
-func (h *Host) find(r *Request, item string) (pick, error) {
-	gpus := h.usable()
+func find(r *Request, item string, gpus []*GPU) (pick, error) {
 	index, instance, isMIG := strings.Cut(item, ":")
 	if n, ok := number(index); ok {
 		if n >= len(gpus) {
@@ -142,7 +160,7 @@ func (h *Host) find(r *Request, item string) (pick, error) {
 		return pick{gpus[n], &gpus[n].Instances[i]}, nil
 	}
 	if id, ok := strings.CutPrefix(item, "MIG-"); ok {
-		return h.findMIG(r, id)
+		return findMIG(r, id, gpus)
 	}
 	for _, g := range gpus {
 		if g.UUID != "" && g.UUID == item {
@@ -154,12 +172,12 @@ func (h *Host) find(r *Request, item string) (pick, error) {
 
 // findMIG looks up a MIG device, GPU-UUID/GI/CI of drivers before 470, or a
 // UUID of its own, which is in no file of the driver's.
-func (h *Host) findMIG(r *Request, id string) (pick, error) {
+func findMIG(r *Request, id string, gpus []*GPU) (pick, error) {
 	if uuid, rest, ok := strings.Cut(id, "/"); ok {
 		gi, ci, _ := strings.Cut(rest, "/")
 		g, gok := number(gi)
 		c, cok := number(ci)
-		for _, gpu := range h.usable() {
+		for _, gpu := range gpus {
 			for i := range gpu.Instances {
 				in := &gpu.Instances[i]
 				if gok && cok && gpu.UUID == uuid && in.GI == g && in.CI == c {
@@ -180,7 +198,7 @@ func (h *Host) findMIG(r *Request, id string) (pick, error) {
 	if !ok {
 		return pick{}, errors.New("nvidia-smi knows no such MIG device")
 	}
-	return h.find(r, name)
+	return find(r, name, gpus)
 }
 
 var errMIG = errors.New("the UUIDs of MIG devices are known to nvidia-smi alone; name it GPU:DEVICE, as in 0:1, or MIG-GPU-UUID/GI/CI")
@@ -209,10 +227,10 @@ func migNames(out string) map[string]string {
 	return names
 }
 
-// list names the GPUs that there are, for messages.
-func (h *Host) list() string {
+// describe names GPUs, for messages.
+func describe(gpus []*GPU) string {
 	var names []string
-	for i, g := range h.usable() {
+	for i, g := range gpus {
 		s := strconv.Itoa(i)
 		about := make([]string, 0, 2)
 		for _, a := range []string{g.UUID, g.Model} {
@@ -229,50 +247,6 @@ func (h *Host) list() string {
 		}
 	}
 	return strings.Join(names, ", ")
-}
-
-// chooseSlurm takes Slurm's numbers, which are of the node. Where a device
-// cgroup has chosen, or Slurm counts MIG devices, the numbers add nothing that
-// could be told from here; nor do those of GPUs that are not there, which a site
-// may have defined.
-func (h *Host) chooseSlurm(list string) choice {
-	c := choice{driver: true, picks: h.whole(h.usable())}
-	numbers, ok := ranges(list)
-	mig := func(g GPU) bool { return len(g.Instances) > 0 }
-	if h.constrained() || !ok || slices.ContainsFunc(h.GPUs, mig) {
-		return c
-	}
-	var picks []pick
-	for _, p := range c.picks {
-		if p.gpu.Vendor == h.GPUs[0].Vendor && slices.Contains(numbers, p.gpu.Number) {
-			picks = append(picks, p)
-		}
-	}
-	if len(picks) == len(numbers) {
-		c.picks = picks
-	}
-	return c
-}
-
-// ranges reads a list such as 0,2-3.
-func ranges(list string) (ns []int, ok bool) {
-	for _, item := range strings.Split(list, ",") {
-		a, b, isRange := strings.Cut(item, "-")
-		if !isRange {
-			b = a
-		}
-		from, ok1 := number(a)
-		to, ok2 := number(b)
-		if !ok1 || !ok2 || to < from || to-from > maxGPUs || len(ns) > maxGPUs {
-			return nil, false
-		}
-		for n := from; n <= to; n++ {
-			if !slices.Contains(ns, n) {
-				ns = append(ns, n)
-			}
-		}
-	}
-	return ns, true
 }
 
 // visible is the variable in which CUDA's or ROCm's runtime takes the GPUs that
@@ -362,6 +336,16 @@ func (h *Host) renumber(v Vendor, list string, c *choice) string {
 	return strings.Join(items, ",")
 }
 
+// gpus are those that are picked, or an instance of which is.
+func (c *choice) gpus() (gpus []*GPU) {
+	for _, p := range c.picks {
+		if !slices.Contains(gpus, p.gpu) {
+			gpus = append(gpus, p.gpu)
+		}
+	}
+	return gpus
+}
+
 func (c *choice) has(g *GPU) bool {
 	return c.everything || slices.ContainsFunc(c.picks, func(p pick) bool { return p.gpu == g })
 }
@@ -373,21 +357,46 @@ func (c *choice) hasVendor(v Vendor) bool {
 
 // environment sets the variables that have to change for the choice to hold.
 func (h *Host) environment(r *Request, c *choice, s *Set) {
-	for _, v := range []Vendor{NVIDIA, AMD} {
-		list, ok := r.env(visible(v))
+	for _, v := range []Vendor{NVIDIA, AMD, Intel} {
 		gpus := h.of(v)
-		if !ok || !slices.ContainsFunc(gpus, func(g *GPU) bool { return !c.has(g) }) || !c.hasVendor(v) {
+		if !slices.ContainsFunc(gpus, func(g *GPU) bool { return !c.has(g) }) || !c.hasVendor(v) {
 			continue
 		}
-		value := h.renumber(v, list, c)
-		switch {
-		case value == list:
-		case value == "" && list != "": // --gpus and the variable agree on nothing; the flag is meant
-			s.Unset = append(s.Unset, visible(v))
-		default:
-			s.Env = append(s.Env, visible(v)+"="+value)
+		for _, name := range h.counting(r, v) {
+			list, _ := r.env(name)
+			value := h.renumber(v, list, c)
+			switch {
+			case value == list:
+			case value == "" && list != "": // --gpus and the variable agree on nothing; the flag is meant
+				s.Unset = append(s.Unset, name)
+			default:
+				s.Env = append(s.Env, name+"="+value)
+			}
 		}
 	}
+}
+
+// counting lists the variables that are set and count GPUs of a vendor. Beside
+// CUDA's and ROCm's there are OpenCL's and Level Zero's, which Slurm sets to the same
+// numbers (gres_common_gpu_set_env in src/plugins/gres/common); in other forms than a
+// list of numbers they stay as they are.
+func (h *Host) counting(r *Request, v Vendor) (names []string) {
+	if _, ok := r.env(visible(v)); ok && v != Intel {
+		names = append(names, visible(v))
+	}
+	more := map[Vendor]string{AMD: "GPU_DEVICE_ORDINAL", Intel: "ZE_AFFINITY_MASK"}[v]
+	if v == NVIDIA && !h.has(AMD) {
+		more = "GPU_DEVICE_ORDINAL"
+	}
+	list, ok := r.env(more)
+	for item := range strings.SplitSeq(list, ",") {
+		_, isNumber := number(item)
+		ok = ok && isNumber
+	}
+	if ok {
+		names = append(names, more)
+	}
+	return names
 }
 
 // capabilities reads NVIDIA_DRIVER_CAPABILITIES.

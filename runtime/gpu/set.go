@@ -25,6 +25,8 @@ type Set struct {
 	Env, Unset []string
 	// Notes are for the user to read, one line each.
 	Notes []string
+
+	gpus []Node // those of Nodes that are there for the GPUs
 }
 
 // Node is a device node: Source of the host appears at Target.
@@ -50,6 +52,7 @@ func (h *Host) Choose(r *Request) (*Set, error) {
 		return nil, err
 	}
 	h.gpuNodes(r, &c, caps, s)
+	s.gpus = slices.Clone(s.Nodes)
 	if err = h.rdmaNodes(r, s); err != nil {
 		return nil, err
 	}
@@ -84,12 +87,22 @@ var allNodes = [][2]string{
 	{"/dev/dri", "*"},
 }
 
+// everyNode lists the nodes that are there for GPUs.
+func (h *Host) everyNode() (nodes []string) {
+	for _, n := range allNodes {
+		nodes = append(nodes, h.t.devices(n[0], n[1])...)
+	}
+	return nodes
+}
+
 // gpuNodes adds the nodes of the GPUs that were chosen, and those that all
 // GPUs of a vendor need.
 func (h *Host) gpuNodes(r *Request, c *choice, caps []capability, s *Set) {
 	if c.everything {
-		for _, n := range allNodes {
-			s.addNode(h, h.t.devices(n[0], n[1])...)
+		for _, node := range h.everyNode() {
+			if h.t.mayOpen(node) != unix.EPERM { //nolint:errorlint // an errno, the device cgroup's
+				s.addNode(h, node)
+			}
 		}
 		return
 	}

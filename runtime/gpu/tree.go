@@ -17,8 +17,9 @@ import (
 // tree is the root directory that discovery reads. Names are absolute; links,
 // absolute ones too, lead nowhere outside.
 type tree struct {
-	fd   int
-	path string // without links; "" for "/"
+	fd     int
+	path   string          // without links; "" for "/"
+	denied map[string]bool // devices that may not be opened, whatever the kernel says
 }
 
 // openTree opens a root directory. The caller closes it.
@@ -158,6 +159,9 @@ func (t *tree) source(name string) string { return t.path + name }
 // a job its devices (devcgroup_inode_permission, called by inode_permission in
 // fs/namei.c). To open it would tell as well, but wakes a GPU that sleeps.
 func (t *tree) mayOpen(name string) error {
+	if t.denied[name] {
+		return unix.EPERM
+	}
 	fd, err := t.open(name, unix.O_PATH)
 	if err != nil {
 		return err
