@@ -117,7 +117,8 @@ func (o *daemonOptions) complete() (err error) {
 	case os.Geteuid() != 0:
 		return fmt.Errorf("the service of a node needs root; --own is a user's")
 	default:
-		o.Socket = nodeSocket
+		o.Socket = siteSocket()
+		_, err = siteConfig()
 	}
 	return err
 }

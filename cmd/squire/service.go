@@ -21,8 +21,8 @@ import (
 )
 
 // A node service, if there is one, serves images for all tasks of a node, see
-// package noded. It is looked for in this order: where SQUIRE_SOCKET says, or at
-// nodeSocket; among the user's own, which the first who needs one starts. Who
+// package noded. It is looked for in this order: where SQUIRE_SOCKET says, or the site,
+// or at nodeSocket; among the user's own, which the first who needs one starts. Who
 // finds none does without.
 
 // nodeSocket is where the service of the node listens. Only tests change it.
@@ -63,10 +63,23 @@ func dialNode(mode serviceMode) (*noded.Client, error) {
 	if mode == serviceOff || mode == serviceOwn {
 		return nil, errUnwanted
 	}
+	return noded.Dial(nodeSocketPath())
+}
+
+// nodeSocketPath is where the service of the node is looked for.
+func nodeSocketPath() string {
 	if socket := os.Getenv("SQUIRE_SOCKET"); socket != "" {
-		return noded.Dial(socket)
+		return socket
 	}
-	return noded.Dial(nodeSocket)
+	return siteSocket()
+}
+
+// siteSocket is where the service of the node listens.
+func siteSocket() string {
+	if site, err := siteConfig(); err == nil && site.Socket != "" {
+		return site.Socket
+	}
+	return nodeSocket
 }
 
 // dialService connects to the service of the node, or to the user's own, which it

@@ -38,11 +38,7 @@ type services struct {
 
 // socketList lists the sockets at which services may listen. Only tests change it.
 var socketList = func() []string {
-	node := os.Getenv("SQUIRE_SOCKET")
-	if node == "" {
-		node = nodeSocket
-	}
-	return append([]string{node}, ownSockets("/proc/net/unix", os.Geteuid())...)
+	return append([]string{nodeSocketPath()}, ownSockets("/proc/net/unix", os.Geteuid())...)
 }
 
 // ownSockets finds the abstract sockets of a user's own services, of which there is one for each step of a job, in a

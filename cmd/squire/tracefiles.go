@@ -33,11 +33,14 @@ const systemCache = "/var/cache/squire"
 // Base Directory Specification: a relative XDG_CACHE_HOME is ignored.)
 func cacheDir() string {
 	dir, home := os.Getenv("XDG_CACHE_HOME"), os.Getenv("HOME")
+	site, err := siteConfig()
 	switch own := os.Getenv("SQUIRE_CACHE_DIR"); {
 	case filepath.IsAbs(own):
 		return own
 	case own != "":
 		return ""
+	case err == nil && site.Cache != "":
+		return site.Cache
 	case os.Geteuid() == 0 && rights.AllIDsMapped():
 		return systemCache
 	case filepath.IsAbs(dir):
