@@ -21,6 +21,12 @@ import (
 type deviceOptions struct {
 	gpus    string
 	devices []string
+
+	step *stepDevices // of the step that the options are for; nil: there is none
+
+	widen  bool     // other tasks share the container:
+	wide   *gpu.Set // with the devices of all of them
+	hidden []string // those that this task does not have
 }
 
 func (o *deviceOptions) addFlags(f *pflag.FlagSet) {
@@ -30,15 +36,15 @@ func (o *deviceOptions) addFlags(f *pflag.FlagSet) {
 
 // apply finds the devices on the host and puts them into s, with the variables
 // that they need: before --set-env, which has the last word.
-func (o *deviceOptions) apply(s *runtime.Spec) error {
-	host, err := gpu.Discover("/")
-	if err != nil {
-		return err
-	}
-	defer host.Close()
-	s.Devices, err = host.Choose(&gpu.Request{
+func (o *deviceOptions) apply(s *runtime.Spec) (err error) {
+	r := &gpu.Request{
 		GPUs: o.gpus, Devices: o.devices, Environ: s.Environ, Root: os.Geteuid() == 0, ListMIG: listMIG,
-	})
+	}
+	if o.step != nil {
+		s.Devices, err = o.step.choose(r)
+	} else {
+		s.Devices, err = o.choose(r)
+	}
 	if err != nil {
 		return err
 	}
@@ -51,6 +57,19 @@ func (o *deviceOptions) apply(s *runtime.Spec) error {
 		fmt.Fprintln(os.Stderr, "squire:", runtime.OneLine(errors.New(note)))
 	}
 	return nil
+}
+
+func (o *deviceOptions) choose(r *gpu.Request) (*gpu.Set, error) {
+	host, err := gpu.Discover("/")
+	if err != nil {
+		return nil, err
+	}
+	defer host.Close()
+	set, err := host.Choose(r)
+	if err == nil && o.widen {
+		o.wide, o.hidden = host.Widen(set)
+	}
+	return set, err
 }
 
 // listMIG asks the host's nvidia-smi for the names of MIG devices. It runs as

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/runtime"
@@ -89,7 +91,17 @@ failed, and then nothing was changed but the cache.`,
 		ValidArgsFunction: completeSource,
 		RunE:              func(c *cobra.Command, args []string) error { return plain(o.run(c, args[0])) },
 	}
-	f := cmd.Flags()
+	o.addFlags(cmd.Flags())
+	_ = cmd.MarkFlagFilename("output") // these fail for unknown flags only
+	_ = cmd.MarkFlagFilename("ca-cert")
+	_ = cmd.MarkFlagDirname("cache-dir")
+	_ = cmd.RegisterFlagCompletionFunc("comp", completeCompressor)
+	_ = cmd.RegisterFlagCompletionFunc("arch", cobra.FixedCompletions([]string{"amd64", "arm64"}, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+// addFlags adds the flags, with their defaults.
+func (o *importOptions) addFlags(f *pflag.FlagSet) {
 	f.StringVarP(&o.output, "output", "o", "", "the `FILE` to make")
 	f.BoolVarP(&o.force, "force", "f", false, "replace a file that is there, and import an image that is up to date")
 	f.StringVarP(&o.arch, "arch", "a", "", "`ARCH` of the image, as Go or uname call it (default: this machine's)")
@@ -110,12 +122,6 @@ failed, and then nothing was changed but the cache.`,
 	f.BoolVar(&o.json, "json", false, "print a summary as JSON, and no progress")
 	f.Lookup("time").Usage = "`TIME` of the image, RFC 3339 or seconds since 1970; newer files get it as well (default: $SOURCE_DATE_EPOCH, or the container image's, for the image only)"
 	f.Lookup("memory").Usage = "`SIZE` of the blocks that are held in memory, and as much again for layers that are read ahead"
-	_ = cmd.MarkFlagFilename("output") // these fail for unknown flags only
-	_ = cmd.MarkFlagFilename("ca-cert")
-	_ = cmd.MarkFlagDirname("cache-dir")
-	_ = cmd.RegisterFlagCompletionFunc("comp", completeCompressor)
-	_ = cmd.RegisterFlagCompletionFunc("arch", cobra.FixedCompletions([]string{"amd64", "arm64"}, cobra.ShellCompDirectiveNoFileComp))
-	return cmd
 }
 
 // completeSource completes the name of a source: only files can be.
@@ -167,13 +173,11 @@ func (o *importOptions) run(c *cobra.Command, src string) error {
 	ctx, stop := untilSignal(c.Context())
 	defer stop()
 	start := time.Now()
-	p := newImportProgress(c.ErrOrStderr(), o.quiet || o.json)
-	sum, err := o.make(ctx, p, plan)
-	for try := 1; errors.Is(err, oci.ErrCache) && try < 5; try++ { // what was damaged is gone now
-		p.say(runtime.OneLine(plain(err)))
-		p = newImportProgress(c.ErrOrStderr(), o.quiet || o.json)
+	var sum *importSummary
+	p, err := o.tries(c.ErrOrStderr(), func(p *importProgress) (err error) {
 		sum, err = o.make(ctx, p, plan)
-	}
+		return err
+	})
 	switch {
 	case err != nil && ctx.Err() != nil:
 		fmt.Fprintf(c.ErrOrStderr(), "squire: interrupted; %s was not made\n", printable(plan.out))
@@ -190,6 +194,18 @@ func (o *importOptions) run(c *cobra.Command, src string) error {
 	}
 	sum.tell(p.say)
 	return nil
+}
+
+// tries makes an image, again where the cache was damaged: what was is gone then. It returns the display of the last try.
+func (o *importOptions) tries(w io.Writer, makeIt func(*importProgress) error) (*importProgress, error) {
+	for try := 1; ; try++ {
+		p := newImportProgress(w, o.quiet || o.json)
+		err := makeIt(p)
+		if !errors.Is(err, oci.ErrCache) || try == 5 {
+			return p, err
+		}
+		p.say(runtime.OneLine(plain(err)))
+	}
 }
 
 // importPlan is what is to be made, of what, and how.
@@ -260,6 +276,9 @@ func (o *importOptions) layerCache() (string, error) {
 		return "", nil
 	case o.cacheDir != "":
 		return filepath.Abs(o.cacheDir)
+	}
+	if _, err := siteConfig(); err != nil {
+		return "", err
 	}
 	dir := cacheDir()
 	if own := os.Getenv("SQUIRE_CACHE_DIR"); dir == "" && own != "" {
@@ -349,16 +368,22 @@ func (o *importOptions) make(ctx context.Context, p *importProgress, plan *impor
 	defer source.Close()
 	rec := source.record()
 	rec.Options = o.recorded(plan)
-	sum := newImportSummary(source, plan.out)
 	if file == nil {
 		if !sameImport(old, rec) {
 			return nil, fmt.Errorf("%s: %w, imported from %s; --force replaces it", printable(plan.out), fs.ErrExist, oldSource(old, rec))
 		}
-		return sum.upToDate(old), nil
+		return newImportSummary(source, plan.out).upToDate(old), nil
 	}
-	if err = o.announce(p, plan, source); err != nil {
+	return o.makeFrom(ctx, p, plan, source, file)
+}
+
+// makeFrom makes the image of an opened source.
+func (o *importOptions) makeFrom(ctx context.Context, p *importProgress, plan *importPlan, source importSource, file *output) (*importSummary, error) {
+	err := o.announce(p, plan, source)
+	if err != nil {
 		return nil, err
 	}
+	sum := newImportSummary(source, plan.out)
 	if err = sum.build(ctx, p, plan, source, file); err == nil {
 		err = ctx.Err()
 	}
@@ -367,7 +392,7 @@ func (o *importOptions) make(ctx context.Context, p *importProgress, plan *impor
 	}
 	err = file.commit()
 	if errors.Is(err, fs.ErrExist) { // another import was faster
-		if old = readOldImage(plan.out); sameImport(old, rec) {
+		if old := readOldImage(plan.out); sameImport(old, source.record()) {
 			return sum.upToDate(old), nil
 		}
 	}

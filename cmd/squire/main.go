@@ -38,14 +38,30 @@ func stageOf(name string) func() int {
 		return guard
 	case ownName:
 		return own
+	case tasksName:
+		return tasksStage
+	case cleanupName:
+		return cleanupStage
+	case probeName:
+		return probeStage
+	case probeInsideName:
+		return probeInside
 	case nodeserver.Name:
 		return nodeserver.Main
+	case runtime.RootName:
+		return runtime.RootStage
+	case saveName:
+		return saveStage
+	case importStageName:
+		return importStage
 	case noded.MetricsName:
 		return metricsStage
 	case bench.ChildName:
 		return func() int { return bench.Child(os.Args[1:], os.Stdout, os.Stderr) }
 	}
 	switch {
+	case runtime.IsEntrypointCommand(os.Args):
+		return runtime.TellEnviron
 	case strings.HasPrefix(name, mounter.Name): // and its helpers
 		return mounter.Main
 	case filepath.Base(name) == helperName:
@@ -118,12 +134,15 @@ func commands(args []string) []*cobra.Command {
 			return []*cobra.Command{runCommand()}
 		case "mount":
 			return []*cobra.Command{mountCommand()}
+		case "slurm":
+			return []*cobra.Command{slurmCommand()}
 		}
 	}
 	return []*cobra.Command{
 		runCommand(), execCommand(), mountCommand(), umountCommand(), daemonCommand(),
 		importCommand(), packCommand(), inspectCommand(), lsCommand(), catCommand(), extractCommand(),
-		psCommand(), statsCommand(), topCommand(), traceCommand(), benchCommand(), versionCommand(), manCommand(),
+		containerCommand(), psCommand(), statsCommand(), topCommand(), traceCommand(), benchCommand(), doctorCommand(), versionCommand(), manCommand(),
+		slurmCommand(),
 	}
 }
 

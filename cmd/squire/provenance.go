@@ -25,7 +25,7 @@ func imageConfig(read func(name string) ([]byte, error)) (*runtime.Config, error
 	if err != nil || rec == nil {
 		return nil, plain(err)
 	}
-	c := &runtime.Config{Entrypoint: rec.Config.Entrypoint, Cmd: rec.Config.Cmd, WorkingDir: rec.Config.WorkingDir}
+	c := &runtime.Config{Entrypoint: rec.Config.Entrypoint, Cmd: rec.Config.Cmd, WorkingDir: rec.Config.WorkingDir, Digest: rec.Digest}
 	if rec.Version > 0 { // one of enroot's has its variables only in /etc/environment
 		c.Env = append([]string{}, rec.Config.Env...)
 	}

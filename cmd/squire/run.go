@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +19,7 @@ import (
 )
 
 type runOptions struct {
+	prefix    string // of the flags' names in messages: with Slurm they have another
 	mounts    []string
 	writable  string
 	readonly  bool
@@ -32,12 +35,17 @@ type runOptions struct {
 	json      bool
 	stats     bool
 	noTrace   bool
+	name      string // of the container
+	save      string // the file that it is saved to
 	verbose   bool
 
 	devices deviceOptions
 
+	shared bool     // others are in the container that ends here, see hold
 	traced bool     // use the image's trace, or record one
 	into   *os.File // record all that is read into this file instead; nil: no
+
+	account *stepAccount // what the step of a job has used; nil: nobody asks
 }
 
 // writableTmpfs is what --writable without a value means.
@@ -48,7 +56,10 @@ func runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [flags] IMAGE [--] [COMMAND [ARG...]]",
 		Short: "Run a command inside an image",
-		Long: `Run COMMAND with IMAGE, a squashfs file or a directory, as its root file system.
+		Long: `Run COMMAND with IMAGE, a squashfs file or a directory, as its root file system. IMAGE may
+also be docker://, dockerd:// or podman://, as for "squire import": it is imported first, with
+the flags in SQUIRE_IMPORT_FLAGS, into ~/.cache/squire/images or below SQUIRE_CACHE_DIR, a file
+for each digest, and stays there for the next time.
 
 Without COMMAND what the image was made for runs: the entrypoint and command of
 the container image that "squire import" or enroot made it from, or /bin/sh. With
@@ -78,6 +89,13 @@ mounts an empty file system in memory, with FLAGS like size=10G and mode=1777;
 umount:DST takes a mount away, as umount:/tmp does with the host's /tmp. What the
 site mounts everywhere (/etc/squire/mounts.d/*.fstab) comes first.
 
+--name runs in a container that is kept under this name, with a writable layer unless
+--readonly is given. The first run makes it from IMAGE, which it remembers; later ones need no
+IMAGE: squire run --name NAME -- COMMAND. If it runs already, this command joins it, in its
+namespaces and mounts as they are. --save writes what the container is in the end into
+FILE as an image, in place of what is there; with several runs in one container the last does.
+See "squire container".
+
 Everything that the command started ends with it.
 
 Exit status: the command's; 128+N when signal N ended it; 125 when squire itself
@@ -87,9 +105,17 @@ image.`,
   squire run --mounts /lustre/datasets:/data:ro,$PWD --workdir $PWD pytorch.sqsh -- python3 train.py
   squire run --writable --remap-root debian.sqsh -- /bin/bash
   squire run --plan debian.sqsh -- true`,
-		Args:              needArgs(1, -1),
+		Args: func(c *cobra.Command, args []string) error {
+			if o.name != "" { // then the image is known, perhaps
+				return nil
+			}
+			return needArgs(1, -1)(c, args)
+		},
 		ValidArgsFunction: completeImage,
 		RunE: func(c *cobra.Command, args []string) error {
+			if o.name != "" && (len(args) == 0 || c.ArgsLenAtDash() == 0) {
+				args = append([]string{""}, args...)
+			}
 			if err := o.check(c, args); err != nil {
 				return err
 			}
@@ -98,6 +124,9 @@ image.`,
 	}
 	o.addFlags(cmd)
 	f := cmd.Flags()
+	f.StringVar(&o.name, "name", "", "run in the container of this `NAME`, which is kept, and made from the image if it is not there")
+	f.StringVar(&o.save, "save", "", "afterwards, save the container as an image, in place of `FILE`")
+	_ = cmd.RegisterFlagCompletionFunc("name", completeContainers) // fails for unknown flags only
 	f.BoolVar(&o.plan, "plan", false, "print the operations instead of doing them")
 	f.BoolVar(&o.json, "json", false, "with --plan: as JSON")
 	f.BoolVar(&o.noTrace, "no-trace", false, `neither use a trace of the image nor record one; see "squire trace"`)
@@ -125,6 +154,9 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	o.devices.addFlags(f)
 	f.BoolVar(&o.stats, "stats", false, "afterwards, say on standard error how much of the image was read")
 }
+
+// flag is how the user has written a flag.
+func (o *runOptions) flag(name string) string { return "--" + o.prefix + name }
 
 // mountsFlag is the value of --mounts, and of --tmpfs, which is one more of those:
 // they are carried out in the order in which they were given.
@@ -158,12 +190,43 @@ func (o *runOptions) check(c *cobra.Command, args []string) (err error) {
 		return errors.New("--writable and --readonly exclude each other")
 	case writable && o.writable == "":
 		return errors.New("--writable: the directory's name is empty")
+	case o.wantsContainer() && writable && o.writable != writableTmpfs:
+		return errors.New("--writable=DIR does not go with --name and --save, which have a layer of their own")
+	case o.name != "" && o.stats:
+		return errors.New("--stats does not go with --name: others may read the image as well")
 	case o.json && !o.plan:
 		return errors.New("--json goes with --plan")
 	case len(args) > 1 && args[1] != "--" && strings.HasPrefix(args[1], "-"):
 		return fmt.Errorf("%s: flags of squire go before the image", args[1])
 	}
-	return nil
+	return o.decide(c)
+}
+
+// decide lets the site have its say in what the flags leave open.
+func (o *runOptions) decide(c *cobra.Command) error {
+	site, err := siteConfig()
+	if err != nil {
+		return err
+	}
+	said := func(value bool, flags ...string) *bool {
+		if slices.ContainsFunc(flags, c.Flags().Changed) {
+			return &value
+		}
+		return nil
+	}
+	var writable bool
+	writable, o.remapRoot, o.mountHome, err = site.decide(choices{
+		Writable:  said(o.writable != "", "writable", "readonly"),
+		RemapRoot: said(o.remapRoot, "remap-root"),
+		MountHome: said(o.mountHome, "mount-home"),
+	})
+	if o.name != "" && !o.readonly && o.writable == "" && site.Containers.Writable != siteForbid {
+		writable = true
+	}
+	if writable && o.writable == "" {
+		o.writable = writableTmpfs
+	}
+	return err
 }
 
 // completeImage completes the first argument to a file name.
@@ -186,6 +249,17 @@ func (o *runOptions) run(c *cobra.Command, image string, command []string) error
 	if len(command) > 0 && command[0] == "--" {
 		command = command[1:]
 	}
+	if o.wantsContainer() && !o.plan {
+		return o.runNamed(image, command)
+	}
+	if os.Args[0] == tasksName {
+		return o.keepTogether(image)
+	}
+	o.devices.widen = o.together()
+	image, err := o.importFirst(image)
+	if err != nil {
+		return err
+	}
 	spec, err := o.spec(image, command)
 	if err != nil {
 		return err
@@ -198,10 +272,16 @@ func (o *runOptions) run(c *cobra.Command, image string, command []string) error
 	if o.plan {
 		return printPlan(c.OutOrStdout(), ops, o.json)
 	}
-	if err = checkSources(spec); err != nil {
+	if err = o.checkSources(spec); err != nil {
 		return err
 	}
-	status, err := o.start(spec, host, ops)
+	status, done := 0, false
+	if o.devices.widen {
+		status, done, err = o.startTogether(spec, host)
+	}
+	if !done {
+		status, err = o.start(spec, host, ops)
+	}
 	if err != nil {
 		return err
 	}
@@ -209,6 +289,18 @@ func (o *runOptions) run(c *cobra.Command, image string, command []string) error
 		return exitError(status)
 	}
 	return nil
+}
+
+// importFirst has an image of a registry at hand, and returns where.
+func (o *runOptions) importFirst(image string) (string, error) {
+	if !importedSource(image) || o.plan {
+		return image, nil
+	}
+	imported, err := importImage(context.Background(), image, os.Stderr)
+	if err != nil {
+		return "", err
+	}
+	return imported.Path, nil
 }
 
 // spec makes the runtime's Spec from the flags and this process.
@@ -230,7 +322,7 @@ func (o *runOptions) spec(image string, command []string) (*runtime.Spec, error)
 	if o.mountHome {
 		home := os.Getenv("HOME")
 		if !filepath.IsAbs(home) {
-			return nil, errors.New("--mount-home: HOME is not set to a directory")
+			return nil, errors.New(o.flag("mount-home") + ": HOME is not set to a directory")
 		}
 		target := home
 		if o.remapRoot {
@@ -239,18 +331,13 @@ func (o *runOptions) spec(image string, command []string) (*runtime.Spec, error)
 		s.Mounts = append(s.Mounts, runtime.Mount{Source: home, Target: target})
 	}
 	parser := &runtime.MountParser{Dir: cwd, Getenv: os.LookupEnv}
-	site, err := siteMounts(parser)
-	if err != nil {
-		return nil, err
-	}
-	s.Mounts = append(site, s.Mounts...)
 	for _, arg := range o.mounts {
 		ms, err := parser.Parse(arg)
 		if err != nil {
-			return nil, fmt.Errorf("--mounts: %w", err)
+			return nil, fmt.Errorf("%s: %w", o.flag("mounts"), err)
 		}
 		if cwdErr != nil && slices.ContainsFunc(ms, func(m runtime.Mount) bool { return m.Host() && !filepath.IsAbs(m.Source) }) {
-			return nil, fmt.Errorf("--mounts: working directory of a relative source: %w", cwdErr)
+			return nil, fmt.Errorf("%s: working directory of a relative source: %w", o.flag("mounts"), cwdErr)
 		}
 		s.Mounts = append(s.Mounts, ms...)
 	}
@@ -263,6 +350,17 @@ func (o *runOptions) spec(image string, command []string) (*runtime.Spec, error)
 			}
 		}
 	}
+	site, err := siteConfig()
+	if err != nil {
+		return nil, err
+	}
+	if len(o.devices.devices) > 0 && site.Containers.Devices == siteForbid {
+		return nil, site.forbids("--device %s", o.devices.devices[0])
+	}
+	if err := site.enforce(s, parser); err != nil {
+		return nil, err
+	}
+	s.Mounts = append(s.Mounts, pmixMounts(s.Environ)...)
 	if err := o.devices.apply(s); err != nil {
 		return nil, err
 	}
@@ -271,13 +369,15 @@ func (o *runOptions) spec(image string, command []string) (*runtime.Spec, error)
 
 // checkSources finds what is missing before anything is started, for the sake
 // of the message.
-func checkSources(s *runtime.Spec) error {
+func (o *runOptions) checkSources(s *runtime.Spec) error {
 	for _, m := range s.Mounts {
 		if !m.Host() || m.MayFail() {
 			continue
 		}
-		if _, err := os.Stat(m.Source); err != nil {
-			return fmt.Errorf("--mounts: source %w", unwrapPath(m.Source, err))
+		if _, err := os.Stat(m.Source); errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%s: source path does not exist: %w", o.flag("mounts"), unwrapPath(m.Source, err))
+		} else if err != nil {
+			return fmt.Errorf("%s: source %w", o.flag("mounts"), unwrapPath(m.Source, err))
 		}
 	}
 	return nil
@@ -303,7 +403,11 @@ func (o *runOptions) start(spec *runtime.Spec, host *runtime.Host, ops []runtime
 	if spec.Dir != "" {
 		return runContainer(&runtime.Runner{Phases: times.report()}, spec, host, ops, func() error { return nil })
 	}
-	file, err := openImage(spec.Image)
+	site, err := siteConfig()
+	if err != nil {
+		return 0, err
+	}
+	file, err := site.openImage(spec.Image)
 	if err != nil {
 		return 0, err
 	}

@@ -44,17 +44,26 @@ func (o *runOptions) runImage(spec *runtime.Spec, host *runtime.Host, ops []runt
 	if err := i.begin(); err != nil {
 		return 0, err
 	}
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	theirs, err := i.connect()
 	if err != nil {
-		return 0, fmt.Errorf("make a socket pair: %w", err)
+		return 0, err
 	}
-	i.init = os.NewFile(uintptr(pair[0]), "init")
-	theirs := os.NewFile(uintptr(pair[1]), "runner")
 	defer i.init.Close()
 	defer theirs.Close()
-	i.runner.Files, i.runner.Phases = []*os.File{theirs}, times.report()
+	i.runner.Phases = times.report()
 	status, err := runContainer(&i.runner, spec, host, ops, i.prepare)
 	return status, i.end(err)
+}
+
+// connect makes the socket over which the init stage is told. It returns the other end, which that one inherits.
+func (i *containerImage) connect() (theirs *os.File, err error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make a socket pair: %w", err)
+	}
+	i.init, theirs = os.NewFile(uintptr(pair[0]), "init"), os.NewFile(uintptr(pair[1]), "runner")
+	i.runner.Files = []*os.File{theirs}
+	return theirs, nil
 }
 
 // begin finds a service, or starts a server, which is ready by the time that it is
@@ -136,6 +145,7 @@ func (i *containerImage) fromService() error {
 	defer m.Mount.Close()
 	i.client.Keep(slog.New(slog.DiscardHandler))
 	i.times.served("service")
+	i.o.account.served(i, m.ID)
 	return sendMessage(i.init, &imageMount{Mounted: true}, m.Mount)
 }
 
@@ -148,6 +158,7 @@ func (i *containerImage) fromServer() (err error) {
 	runtime.Shielded(func() { err = i.srv.startGuard() })
 	i.runner.Spare = append(i.runner.Spare, i.srv.guardPID)
 	i.times.served("server")
+	i.o.account.served(i, 0)
 	if err != nil {
 		return err
 	}
@@ -170,6 +181,17 @@ func (i *containerImage) end(err error) error {
 		printStats(i.srv, last)
 	}
 	return err
+}
+
+// leave lets go of the image while others have it mounted: a server of this run goes on without us.
+func (i *containerImage) leave() {
+	if i.client != nil {
+		i.client.Close()
+	}
+	if i.srv != nil {
+		i.srv.conn.Close()
+		i.srv.guard.Close()
+	}
 }
 
 // mountImage is the init stage's runtime.MountFunc: it puts the mount of the service

@@ -1,0 +1,293 @@
+// Package containertest runs named containers as users meet them: the real binary, with a service and without, as root
+// and as ordinary users, many at once, and killed.
+package containertest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// bound is how long commands may take that should take no time.
+const bound = 60 * time.Second
+
+// lab is a directory that every user can read, with the binary and an image of a shell.
+type lab struct {
+	dir, squire, image string
+}
+
+var shared struct {
+	once sync.Once
+	lab  *lab
+	err  error
+}
+
+func TestMain(m *testing.M) {
+	status := m.Run()
+	if shared.lab != nil {
+		os.RemoveAll(shared.lab.dir)
+	}
+	os.Exit(status)
+}
+
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("runs containers; not in short mode")
+	}
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to become other users")
+	}
+	if f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0); err != nil {
+		t.Skipf("needs FUSE: %v", err)
+	} else {
+		f.Close()
+	}
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Skip("needs a static busybox: run testdata/deps.sh")
+	}
+	shared.once.Do(func() { shared.lab, shared.err = makeLab(busybox) })
+	if shared.err != nil {
+		t.Fatal(shared.err)
+	}
+	return shared.lab
+}
+
+func makeLab(busybox string) (*lab, error) {
+	// Not t.TempDir: its parent is closed to other users, and it ends with the first test.
+	dir, err := os.MkdirTemp("", "squire-container")
+	if err != nil {
+		return nil, err
+	}
+	l := &lab{dir: dir, squire: filepath.Join(dir, "squire"), image: filepath.Join(dir, "image.sqsh")}
+	if err = os.Chmod(dir, 0o755); err != nil {
+		return l, err
+	}
+	cmd := exec.Command("go", "build", "-o", l.squire, "..")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return l, fmt.Errorf("build squire: %w\n%s", err, out)
+	}
+	return l, l.makeImage(busybox)
+}
+
+// makeImage packs a tree with a shell, files of several owners, one with several names, and a set-user-id program.
+func (l *lab) makeImage(busybox string) error {
+	tree := filepath.Join(l.dir, "tree")
+	script := fmt.Sprintf(`set -e
+mkdir -p %[1]s/bin %[1]s/etc %[1]s/home/somebody %[1]s/usr/share %[1]s/proc %[1]s/dev %[1]s/sys %[1]s/tmp
+cp %[2]s %[1]s/bin/busybox
+for a in sh cat ls echo sleep rm mkdir chmod readlink touch mv ln id stat head wc true pwd tr seq dd; do ln -s busybox %[1]s/bin/$a; done
+echo mine > %[1]s/home/somebody/file; chown -R 1234:1234 %[1]s/home/somebody
+echo one > %[1]s/etc/one; echo two > %[1]s/etc/two; ln %[1]s/etc/one %[1]s/etc/first
+mkdir %[1]s/usr/share/many; for i in $(seq 200); do echo $i > %[1]s/usr/share/many/$i; done
+dd if=/dev/urandom of=%[1]s/usr/share/large bs=100k count=30 2>/dev/null
+cp %[2]s %[1]s/bin/suid; chmod 4755 %[1]s/bin/suid
+chmod -R go+rX %[1]s`, tree, busybox)
+	if out, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
+		return fmt.Errorf("make a tree: %w\n%s", err, out)
+	}
+	defer os.RemoveAll(tree)
+	if out, err := exec.Command(l.squire, "pack", "--quiet", tree, l.image).CombinedOutput(); err != nil {
+		return fmt.Errorf("squire pack: %w\n%s", err, out)
+	}
+	return os.Chmod(l.image, 0o644)
+}
+
+// who runs squire, and how the image is served.
+type who struct {
+	l       *lab
+	name    string
+	uid     uint32
+	service string // of SQUIRE_SERVICE
+	socket  string // of the node's service
+	home    string // a directory of theirs
+	data    string // where their containers are
+}
+
+// each runs a test for all users with all services, at once.
+func each(t *testing.T, test func(t *testing.T, w *who)) {
+	l := newLab(t)
+	socket := l.daemon(t)
+	for i, name := range []string{"root", "user"} {
+		for _, service := range []string{"off", "node", "own"} {
+			if name == "root" && service == "own" {
+				continue // root has none
+			}
+			w := &who{l: l, name: name, service: service, socket: socket}
+			if i > 0 {
+				w.uid = 24000
+			}
+			t.Run(name+"/"+service, func(t *testing.T) {
+				w := *w
+				w.dirs(t)
+				test(t, &w)
+				w.wantNothingRunning(t)
+			})
+		}
+	}
+}
+
+func (w *who) dirs(t *testing.T) {
+	t.Helper()
+	dir, err := os.MkdirTemp(w.l.dir, "home")
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err == nil {
+		err = os.Chown(dir, int(w.uid), int(w.uid))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.home, w.data = dir, filepath.Join(dir, "data")
+	t.Cleanup(func() { os.RemoveAll(dir) })
+}
+
+// daemon starts a service of the node for the test.
+func (l *lab) daemon(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(l.dir, "service")
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "socket")
+	var log bytes.Buffer
+	cmd := exec.Command(l.squire, "daemon", "--socket", socket, "--idle", "1s")
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd.Stderr = &log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.WaitDelay = 2 * time.Second
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
+		defer timer.Stop()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("the service says:\n%s", log.String())
+		}
+	})
+	if !eventually(func() bool { _, err := os.Stat(socket); return err == nil }) {
+		t.Fatal("the service did not start")
+	}
+	return socket
+}
+
+func eventually(holds func() bool) bool {
+	for end := time.Now().Add(bound / 2); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if holds() {
+			return true
+		}
+	}
+	return false
+}
+
+// command prepares a command of squire.
+func (w *who) command(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), bound)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, w.l.squire, args...)
+	cmd.Dir = w.home
+	cmd.Env = []string{
+		"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + w.home, "XDG_CACHE_HOME=" + w.home + "/cache", "XDG_RUNTIME_DIR=" + w.home,
+		"SQUIRE_SERVICE=" + w.service, "SQUIRE_SOCKET=" + w.socket, "SQUIRE_DATA=" + w.data,
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if w.uid != 0 {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: w.uid, Gid: w.uid}
+	}
+	cmd.WaitDelay = 2 * time.Second
+	return cmd
+}
+
+// result is how a command ended.
+type result struct {
+	stdout, stderr string
+	status         int
+}
+
+func finish(cmd *exec.Cmd) result {
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	if cmd.ProcessState == nil {
+		return result{stderr: err.Error(), status: -1}
+	}
+	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// squire runs a command of squire.
+func (w *who) squire(t *testing.T, args ...string) result {
+	t.Helper()
+	return finish(w.command(t, args...))
+}
+
+// want runs a command of squire that has to succeed without a word on standard error, and to print something.
+func (w *who) want(t *testing.T, stdout string, args ...string) {
+	t.Helper()
+	if r := w.squire(t, args...); r.status != 0 || r.stderr != "" || r.stdout != stdout {
+		t.Errorf("squire %q: status %d, standard output %q, error %q; want %q", args, r.status, r.stdout, r.stderr, stdout)
+	}
+}
+
+// save runs a command in an image and saves what comes of it, of which it says a line.
+func (w *who) save(t *testing.T, to string, args ...string) {
+	t.Helper()
+	r := w.squire(t, append([]string{"run", "--writable", "--save", to}, args...)...)
+	if r.status != 0 || !strings.HasPrefix(r.stderr, "squire: saved the container to ") || strings.Count(r.stderr, "\n") != 1 {
+		t.Errorf("save %q: %+v", args, r)
+	}
+}
+
+// refuse runs a command of squire that has to fail with one line that has words in it.
+func (w *who) refuse(t *testing.T, status int, words string, args ...string) {
+	t.Helper()
+	r := w.squire(t, args...)
+	if r.status != status || !strings.Contains(r.stderr, words) || strings.Count(r.stderr, "\n") != 1 {
+		t.Errorf("squire %q: status %d, standard error %q; want %d and %q in one line", args, r.status, r.stderr, status, words)
+	}
+}
+
+// wantNothingRunning wants no container to run and no process to be left in one.
+func (w *who) wantNothingRunning(t *testing.T) {
+	t.Helper()
+	gone := func() bool {
+		r := w.squire(t, "container", "list", "--json")
+		return r.status == 0 && !strings.Contains(r.stdout, `"running": true`)
+	}
+	if !eventually(gone) {
+		t.Error("a container still runs")
+	}
+	left := func() (all []string) {
+		dirs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		for _, name := range dirs {
+			line, err := os.ReadFile(name)
+			text := strings.ReplaceAll(string(line), "\x00", " ")
+			if err == nil && (strings.HasPrefix(text, "squire-init") || strings.HasPrefix(text, w.l.squire+" run")) {
+				if env, err := os.ReadFile(filepath.Dir(name) + "/environ"); err != nil || strings.Contains(string(env), w.data) {
+					all = append(all, text)
+				}
+			}
+		}
+		return all
+	}
+	if !eventually(func() bool { return len(left()) == 0 }) {
+		t.Errorf("processes are left: %q", left())
+	}
+}

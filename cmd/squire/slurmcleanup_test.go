@@ -1,0 +1,161 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/squirefs/squire/runtime/container"
+)
+
+// pretend starts a process that has the command line of a step process, as a user. It lives until the test ends.
+func pretend(t *testing.T, uid int, args ...string) *exec.Cmd {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, args[1]), []byte("echo ready; read x\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for d := dir; d != "/" && d != os.TempDir(); d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command("/bin/sh", args[1:]...)
+	cmd.Args[0], cmd.Dir = args[0], dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err = cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		in.Close()
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	if n, err := out.Read(make([]byte, 6)); n == 0 {
+		t.Fatalf("%q did not start: %v", args, err)
+	}
+	return cmd
+}
+
+// lives reports whether a process that is our child has not ended.
+func lives(t *testing.T, cmd *exec.Cmd) bool {
+	t.Helper()
+	var ws syscall.WaitStatus
+	pid, err := syscall.Wait4(cmd.Process.Pid, &ws, syscall.WNOHANG, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid == 0
+}
+
+// Processes of the job end, whoever asks, and nobody else's: not of another job, another user, or another name.
+func TestCleanupProcesses(t *testing.T) {
+	needRoot(t)
+	const uid, other = 54321, 54322
+	theirs := pretend(t, uid, "squire", "slurm", "step", "77.0")
+	script := pretend(t, uid, "/usr/bin/squire", "slurm", "step", "77.4294967291")
+	spared := []*exec.Cmd{
+		pretend(t, uid, "squire", "slurm", "step", "777.0"),
+		pretend(t, uid, "squire", "slurm", "step", "7.7"),
+		pretend(t, uid, "squire", "slurm", "step", "77"),
+		pretend(t, uid, "squire", "slurm", "step", "77.0", "x"),
+		pretend(t, uid, "other", "slurm", "step", "77.0"),
+		pretend(t, other, "squire", "slurm", "step", "77.0"),
+		pretend(t, 0, "squire", "slurm", "step", "77.0"),
+	}
+	began := time.Now()
+	if _, err := squire(t, "slurm", "cleanup", "--job", "77", "--uid", "54321"); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	for _, cmd := range []*exec.Cmd{theirs, script} {
+		if lives(t, cmd) {
+			t.Errorf("%q lives", cmd.Args)
+		}
+	}
+	for _, cmd := range spared {
+		if !lives(t, cmd) {
+			t.Errorf("%q was ended", cmd.Args)
+		}
+	}
+	if _, err := squire(t, "slurm", "cleanup", "--job", "77", "--uid", "54321"); err != nil {
+		t.Error("with nothing left:", err)
+	}
+}
+
+// Containers that were the job's alone go, with what is in them; those of a name that looks so stay.
+func TestCleanupContainers(t *testing.T) {
+	needRoot(t)
+	dir := filepath.Join(t.TempDir(), "data")
+	useSite(t, map[string]string{policyName: "data = '" + dir + "'\n"})
+	store, err := container.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	for name, job := range map[string]uint32{"77_mine": 77, "77_old": 76, "mine": 77, "777_x": 777} {
+		c, err := store.Claim(t.Context(), name, container.Create)
+		if err == nil {
+			err = c.Remember(&container.Record{Image: "/images/x.sqsh", Job: job})
+			c.Close()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "77_mine/layer/a/b"), 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"77.0", "77.x", "78.0", ".gone-1234"} { // a step's that was killed has no record
+		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if _, err := squire(t, "slurm", "cleanup", "--job", "77", "--uid", "0"); err != nil {
+			t.Error(err)
+		}
+	}
+	for name, want := range map[string]bool{"77_mine": false, "77_old": true, "mine": true, "777_x": true, "77.0": false, "77.x": true, "78.0": true, ".gone-1234": false} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); (err == nil) != want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Somebody else's directory in the place of the user's does not keep a node from its next job.
+func TestCleanupStrangers(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	if err := os.Chown(dir, 54322, 54322); err != nil {
+		t.Fatal(err)
+	}
+	useSite(t, map[string]string{policyName: "data = '" + dir + "'\n"})
+	if err := os.Mkdir(filepath.Join(dir, "77_mine"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := squire(t, "slurm", "cleanup", "--job", "77", "--uid", "0"); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "77_mine")); err != nil {
+		t.Error(err)
+	}
+	for _, args := range [][]string{{"--uid", "0"}, {"--job", "1"}, {"--job", "-1", "--uid", "0"}, {"--job", "1", "--uid", "x"}} {
+		if _, err := squire(t, append([]string{"slurm", "cleanup"}, args...)...); err == nil {
+			t.Errorf("%q: no error", args)
+		}
+	}
+}
