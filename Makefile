@@ -30,10 +30,29 @@ GOLANGCI_VERSION = v2.15.0
 GOLANGCI = .tools/golangci-lint-$(GOLANGCI_VERSION)
 
 .DEFAULT_GOAL = build
-.PHONY: build check fmt vet arrows lint shellcheck test test-short test-race test-all test-corpus corpus fuzz bench bench-codec bench-metadata bench-inodes bench-pack bench-import bench-service bench-release demo deps rootfs install clean help
+.PHONY: build check fmt vet arrows lint shellcheck test test-short test-race test-all test-corpus corpus fuzz bench bench-codec bench-metadata bench-inodes bench-pack bench-import bench-service bench-slurm bench-release demo deps rootfs spank install install-spank clean help
 
 build: ## build bin/squire, static
 	$(GOBUILD) -o bin/squire ./cmd/squire
+
+# Slurm loads only plugins that were made for its own release, so this is made where Slurm is. SPANK_CFLAGS adds flags,
+# such as -I of another release's headers.
+SPANKDIR ?= $(PREFIX)/lib/squire
+SPANK_CFLAGS ?=
+CC ?= cc
+SPANK_HARDEN = -pthread -O2 -g -fPIC -pthread -fstack-protector-strong -fstack-clash-protection -fcf-protection=full -D_FORTIFY_SOURCE=2
+SPANK_WARN = -std=c99 -Wall -Wextra -Werror -Wformat=2 -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes -Wvla
+
+spank: ## build bin/spank_squire.so, the plugin of Slurm; needs a C compiler and libslurm-dev
+	@testdata/deps.sh cc stdlib.h slurm/spank.h || [ "$$(id -u)" != 0 ]
+	@mkdir -p bin
+	$(CC) $(SPANK_WARN) $(SPANK_HARDEN) $(SPANK_CFLAGS) $(CFLAGS) -DSQUIRE='"$(PREFIX)/bin/squire"' -shared \
+		-Wl,-z,relro,-z,now,-z,noexecstack $(LDFLAGS) \
+		-o bin/spank_squire.so cmd/spank/spank_squire.c
+
+install-spank: spank ## install the plugin; plugstack.conf: required …/lib/squire/spank_squire.so
+	install -d $(DESTDIR)$(SPANKDIR)
+	install -m 0755 bin/spank_squire.so $(DESTDIR)$(SPANKDIR)
 
 check: fmt arrows vet lint shellcheck ## all that can be said about the code without running it
 
@@ -105,6 +124,11 @@ bench-service: rootfs build ## the time to mount with and without the node servi
 	@testdata/deps.sh squashfuse squashfuse_ll
 	@go run ./bench/parts service -squire bin/squire -image "$(IMAGE)" $(BENCHFLAGS)
 
+# Others by --peer 'NAME=LINE of plugstack.conf'; enroot has to be in PATH, and its user needs a shell: -user NAME.
+bench-slurm: rootfs build spank ## what a container costs srun, beside other plugins: root, BENCHFLAGS="-user me -peer 'pyxis=required …'"
+	@testdata/deps.sh slurmctld slurmd munge
+	@go run ./bench/parts slurm -squire bin/squire -plugin bin/spank_squire.so -image "$(IMAGE)" $(BENCHFLAGS)
+
 bench-pack: rootfs build ## compare squire pack with mksquashfs: BENCHFLAGS='-rounds 3 -only zstd -tree DIR'
 	@testdata/deps.sh mksquashfs || [ "$$(id -u)" != 0 ]
 	@go run ./bench/parts pack -squire bin/squire -image "$(IMAGE)" $(BENCHFLAGS)
@@ -125,7 +149,7 @@ deps: ## install, or name, the tools that tests need
 
 # Without root the images cannot be made; the tests that need them say so and are skipped.
 rootfs: ## make the images that tests and benchmarks use
-	@if [ "$$(id -u)" = 0 ]; then testdata/rootfs.sh "$(SQUIRE_TESTDIR)"; \
+	@if [ "$$(id -u)" = 0 ]; then testdata/rootfs.sh "$(SQUIRE_TESTDIR)"; testdata/mpi.sh "$(SQUIRE_TESTDIR)" || echo "make: tests of MPI will be skipped"; \
 	else echo "make: not root, so the images of tests and benchmarks are not made"; fi
 
 # Needs root too. Images are kept, and made anew only when the script or a writer changed.

@@ -28,6 +28,8 @@ package_of() {
 	lz4.h) echo liblz4-dev ;;
 	zstd.h) echo libzstd-dev ;;
 	libdeflate.h) echo libdeflate-dev ;;
+	slurm/spank.h) echo libslurm-dev ;;
+	slurmctld | slurmd | srun | sbatch | salloc) echo slurm-wlm ;;
 	*) echo "$1" ;;
 	esac
 }
@@ -64,6 +66,9 @@ disable_services() {
 	case " $1" in
 	*" docker-registry "*) systemctl disable docker-registry >/dev/null 2>&1 || : ;; # without systemd nothing starts
 	esac
+	case " $1" in
+	*" slurm-wlm "* | *" munge "*) systemctl disable munge slurmctld slurmd >/dev/null 2>&1 || : ;;
+	esac
 }
 
 # install_packages installs with the package lists that are there, and only when that fails with new ones.
@@ -84,7 +89,7 @@ open_fuse() {
 
 PATH=$PATH:/usr/sbin:/sbin
 [ $# -gt 0 ] || set -- mksquashfs unsquashfs squashfuse fusermount3 debootstrap debian-archive-keyring setfattr busybox setpriv unshare shellcheck \
-	docker-registry skopeo umoci
+	docker-registry skopeo umoci slurmctld munge cc slurm/spank.h
 
 packages=$(missing "$@")
 if [ "$(id -u)" != 0 ]; then

@@ -23,6 +23,7 @@ var commands = map[string]func(ctx context.Context, args []string) error{
 	"results":  results,
 	"pack":     pack,
 	"service":  service,
+	"slurm":    slurm,
 }
 
 func main() {
