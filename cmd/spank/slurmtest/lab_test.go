@@ -1,0 +1,371 @@
+// Package slurmtest runs squire's plugin on a real Slurm, as those on a cluster meet it: several nodes on this machine, a
+// node service, ordinary users.
+//
+// SQUIRE_STORM, a number of jobs, makes the test that starts many of them longer than the suite has time for.
+package slurmtest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) {
+	status := m.Run()
+	if shared.lab != nil {
+		shared.lab.stop()
+	}
+	os.Exit(status)
+}
+
+// lab is a cluster, and a directory that every user can read, with what all tests share.
+type lab struct {
+	dir    string
+	squire string
+	plugin string
+	image  string // Debian
+	socket string // of the node service
+	daemon *exec.Cmd
+	user   account
+
+	richOnce  sync.Once
+	richImage string
+	richErr   error
+}
+
+// account is somebody who can log in: Slurm runs nothing for others.
+type account struct {
+	name, home string
+	uid, gid   uint32
+}
+
+var rootAccount = account{name: "root", home: "/root"}
+
+var shared struct {
+	once sync.Once
+	lab  *lab
+	err  error
+}
+
+const (
+	labNodes = 4
+	labCPUs  = 96
+	labGPUs  = 8
+	// MiB a node: more than there is, as a job gets its share for each of its CPUs.
+	labMemory = 96000
+	script    = "../../../testdata/slurm.sh"
+	// What a test's cluster says in plugstack.conf beside the program's path. The suite of pyxis assumes no defaults.
+	noArguments = ""
+)
+
+// theLab starts the cluster at its first use, and skips the test without the rights and the tools that it needs.
+func theLab(t *testing.T) *lab {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("runs a Slurm cluster; not in short mode")
+	}
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to start Slurm")
+	}
+	if f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0); err != nil {
+		t.Skipf("needs FUSE: %v", err)
+	} else {
+		f.Close()
+	}
+	for _, tool := range []string{"slurmctld", "slurmd", "srun", "munge", "cc", "mksquashfs"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("needs %s: run testdata/deps.sh", tool)
+		}
+	}
+	if _, err := os.Stat(debian()); err != nil {
+		t.Skipf("needs an image of Debian: run testdata/rootfs.sh: %v", err)
+	}
+	shared.once.Do(func() { shared.lab, shared.err = startLab() })
+	if shared.err != nil {
+		t.Fatal(shared.err)
+	}
+	return shared.lab
+}
+
+// debian is the image that testdata/rootfs.sh makes.
+func debian() string { return filepath.Join(os.Getenv("SQUIRE_TESTDIR"), "rootfs-zstd.sqsh") }
+
+func startLab() (*lab, error) {
+	// Not t.TempDir: its parent is closed to other users, and it ends with the first test.
+	dir, err := os.MkdirTemp("", "squire-slurm")
+	if err != nil {
+		return nil, err
+	}
+	l := &lab{dir: dir}
+	l.squire, l.plugin = l.at("squire"), l.at("spank_squire.so")
+	l.image, l.socket = l.at("debian.sqsh"), l.at("service")
+	for _, step := range []func() error{l.open, l.addUser, l.build, l.copyImage, l.startService, l.startCluster} {
+		if err = step(); err != nil {
+			return l, err
+		}
+	}
+	return l, nil
+}
+
+func (l *lab) at(name string) string { return filepath.Join(l.dir, name) }
+
+func (l *lab) open() error { return os.Chmod(l.dir, 0o755) }
+
+// build makes the program and the plugin from this tree's sources.
+func (l *lab) build() error {
+	cmd := exec.Command("go", "build", "-ldflags", "-X main.siteDir="+l.site(), "-o", l.squire, "../../squire")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build squire: %w\n%s", err, out)
+	}
+	out, err := exec.Command("cc", "-std=gnu99", "-O2", "-Wall", "-fPIC", "-shared", "-o", l.plugin, "../spank_squire.c").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("build the plugin: %w\n%s", err, out)
+	}
+	return l.writePlugstack(noArguments)
+}
+
+// site is the cluster's /etc/squire.
+func (l *lab) site() string { return l.at("site") }
+
+func (l *lab) copyImage() error {
+	content, err := os.ReadFile(debian())
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(l.image, content, 0o644)
+}
+
+// addUser makes an account for this cluster alone.
+func (l *lab) addUser() error {
+	name, home := fmt.Sprintf("squire%d", os.Getpid()), l.at("home")
+	out, err := exec.Command("useradd", "--no-log-init", "--create-home", "--home-dir", home, "--shell", "/bin/sh", name).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("useradd: %w: %s", err, out)
+	}
+	u, err := user.Lookup(name)
+	if err != nil {
+		return err
+	}
+	uid, _ := strconv.ParseUint(u.Uid, 10, 32)
+	gid, _ := strconv.ParseUint(u.Gid, 10, 32)
+	l.user = account{name: name, home: home, uid: uint32(uid), gid: uint32(gid)}
+	return nil
+}
+
+// data is where the user's named containers are.
+func (l *lab) data() string { return fmt.Sprint("/var/tmp/squire-", l.user.uid) }
+
+func (l *lab) startService() error {
+	l.daemon = exec.Command(l.squire, "daemon", "--socket", l.socket, "--idle", "1s", "--drain", "1s", "--log-level", "error")
+	l.daemon.Stdout, l.daemon.Stderr = os.Stdout, os.Stderr
+	if err := l.daemon.Start(); err != nil {
+		return err
+	}
+	for range 500 {
+		if _, err := os.Lstat(l.socket); err == nil {
+			return nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return errors.New("the node service does not start")
+}
+
+func (l *lab) startCluster() error {
+	port, err := freePorts()
+	if err != nil {
+		return err
+	}
+	settings := []string{"start", l.dir, fmt.Sprint("nodes=", labNodes), fmt.Sprint("cpus=", labCPUs), fmt.Sprint("gpus=", labGPUs),
+		fmt.Sprint("memory=", labMemory), fmt.Sprint("port=", port)}
+	for _, name := range []string{"prolog", "epilog"} {
+		if err = writeFile(l.at(name), fmt.Sprintf(loggedScript, name, l.at("prologs"))); err != nil {
+			return err
+		}
+		settings = append(settings, name+"="+l.at(name))
+	}
+	return l.slurm(settings...)
+}
+
+// loggedScript writes down a job, and how many step processes it has.
+const loggedScript = `#!/bin/sh
+echo %s $SLURM_JOB_ID $(ps -C squire -o cgroup= | grep -c "job_$SLURM_JOB_ID/") >>%s
+`
+
+func (l *lab) slurm(args ...string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	if out, err := exec.CommandContext(ctx, script, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("slurm.sh %q: %w: %s", args, err, out)
+	}
+	return nil
+}
+
+// freePorts finds the first of as many TCP ports as the cluster needs, below those that the kernel gives away.
+func freePorts() (first int, err error) {
+	for first = 20000 + os.Getpid()%50*100; first < 32000; first += 100 {
+		free := 0
+		for port := first; port <= first+labNodes; port++ {
+			if s, e := net.Listen("tcp", fmt.Sprint(":", port)); e == nil {
+				s.Close()
+				free++
+			}
+		}
+		if free == labNodes+1 {
+			return first, nil
+		}
+	}
+	return 0, errors.New("no free ports")
+}
+
+// stop ends the cluster, then the service, and takes away all of it.
+func (l *lab) stop() {
+	if _, err := os.Stat(l.at("slurm.conf")); err == nil {
+		if err = l.slurm("stop", l.dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+	}
+	if l.daemon != nil && l.daemon.Process != nil {
+		_ = l.daemon.Process.Signal(syscall.SIGTERM)
+		_ = l.daemon.Wait()
+	}
+	for _, dir := range mountsBelow(l.dir) {
+		_ = unix.Unmount(dir, unix.MNT_DETACH)
+	}
+	if l.user.name != "" {
+		if out, err := exec.Command("userdel", l.user.name).CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "userdel: %v: %s\n", err, out)
+		}
+	}
+	if l.user.uid != 0 {
+		os.RemoveAll(l.data())
+	}
+	if os.Getenv("SQUIRE_KEEP") == "" {
+		os.RemoveAll(l.dir)
+	}
+}
+
+// mountsBelow returns the directories below dir that something is mounted on, the innermost first.
+func mountsBelow(dir string) (dirs []string) {
+	b, _ := os.ReadFile("/proc/self/mountinfo")
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
+			dirs = append([]string{f[4]}, dirs...)
+		}
+	}
+	return dirs
+}
+
+// restart restarts a node's slurmd or slurmctld, after a SIGKILL if how is "kill".
+func (l *lab) restart(t *testing.T, daemon, how string) {
+	t.Helper()
+	args := []string{"restart", l.dir, daemon}
+	if how != "" {
+		args = append(args, how)
+	}
+	if err := l.slurm(args...); err != nil {
+		t.Error(err)
+	}
+}
+
+// plugstack gives the plugin other arguments until the test ends. Those that run beside it have them too.
+func (l *lab) plugstack(t *testing.T, arguments string) {
+	t.Helper()
+	t.Cleanup(func() { _ = l.writePlugstack(noArguments) })
+	if err := l.writePlugstack(arguments); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (l *lab) writePlugstack(arguments string) error {
+	line := fmt.Sprintf("required %s squire=%s %s\n", l.plugin, l.squire, arguments)
+	if other := os.Getenv("SQUIRE_PLUGSTACK"); other != "" { // to see the tests fail, or pass, with another plugin
+		line = other + "\n"
+	}
+	return os.WriteFile(l.at("plugstack.conf"), []byte(line), 0o644)
+}
+
+// userDir is a directory of the user's that goes with the test.
+func (l *lab) userDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(l.dir, "dir")
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err == nil {
+		err = os.Chown(dir, int(l.user.uid), int(l.user.gid))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// result is how a command ended.
+type result struct {
+	stdout, stderr string
+	code           int // as a shell shows it: 128+N after a signal
+}
+
+// bound is how long commands may take that should take no time: not a measure, but the end of a test that hangs.
+const bound = 60 * time.Second
+
+// command prepares a command of somebody's, in a directory, with their environment and more variables.
+func (l *lab) command(t *testing.T, who account, env []string, dir string, argv ...string) *exec.Cmd {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), bound)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Dir = dir
+	cmd.Env = slices.Concat([]string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + who.home, "USER=" + who.name, "PWD=" + dir,
+		"LC_ALL=C.UTF-8", "SLURM_CONF=" + l.at("slurm.conf"), "SQUIRE_SOCKET=" + l.socket,
+	}, env)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if who != rootAccount {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: who.uid, Gid: who.gid}
+	}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 2 * time.Second
+	return cmd
+}
+
+// runAs runs a command of somebody's to its end.
+func (l *lab) runAs(t *testing.T, who account, env []string, dir string, argv ...string) result {
+	t.Helper()
+	cmd := l.command(t, who, env, dir, argv...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	if cmd.ProcessState == nil {
+		t.Errorf("%q: %v", argv, err)
+		return result{code: -1}
+	}
+	r := result{stdout: stdout.String(), stderr: stderr.String(), code: cmd.ProcessState.ExitCode()}
+	if ws := cmd.ProcessState.Sys().(syscall.WaitStatus); ws.Signaled() {
+		r.code = 128 + int(ws.Signal())
+	}
+	return r
+}
+
+// run runs a command of the user's at home.
+func (l *lab) run(t *testing.T, argv ...string) result {
+	t.Helper()
+	return l.runAs(t, l.user, nil, l.user.home, argv...)
+}
