@@ -69,7 +69,7 @@ func slurm(ctx context.Context, args []string) error {
 		return err
 	}
 	defer stop()
-	if err = b.cluster(ctx, "start", "nodes=2", "cpus=64", "port="+strconv.Itoa(b.port)); err != nil {
+	if err = b.cluster(ctx, "start", "nodes=2", "cpus=64", "memory=64000", "port="+strconv.Itoa(b.port)); err != nil {
 		return err
 	}
 	// Also when the measurement was interrupted.
