@@ -164,7 +164,7 @@ func (b *builder) scaffold() error {
 		}
 		b.sources[i] = fd
 	}
-	if err := unix.Mount("tmpfs", scaffoldDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
+	if err := unix.Mount("tmpfs", scaffoldDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, layerOptions()); err != nil {
 		return err
 	}
 	for _, d := range []string{imageDir, layerDir, keepDir} {

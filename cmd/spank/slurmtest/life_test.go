@@ -127,6 +127,21 @@ func TestOutOfMemory(t *testing.T) {
 	l.clean(t)
 }
 
+// A writable root in memory is full before the step's memory is: what is in it does not go when tasks are killed, and so
+// the kernel would kill slurmstepd too.
+func TestWritableRootIsFull(t *testing.T) {
+	l := theLab(t)
+	if _, err := os.Stat(l.at("cgroup.conf")); err != nil {
+		t.Skip("needs cgroups that Slurm can confine memory with")
+	}
+	l.clean(t)
+	r := l.run(t, "srun", "-N1", "-n1", "--mem=100", "--container-image="+l.image, "--container-writable", "dd", "if=/dev/zero", "of=/file", "bs=1M", "count=300")
+	if r.code != 1 || !strings.Contains(r.stderr, "No space left on device") {
+		t.Errorf("%+v", r)
+	}
+	l.clean(t)
+}
+
 // Prolog and epilog of a job run on the host around its containers, and when the epilog runs nothing is left of them.
 func TestPrologEpilog(t *testing.T) {
 	l := theLab(t)
