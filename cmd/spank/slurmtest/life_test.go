@@ -232,6 +232,29 @@ func TestSlurmdRestart(t *testing.T) {
 	l.clean(t)
 }
 
+// A node that is drained goes on with the job that it has, and with its next steps, and nothing of that is left.
+func TestDrain(t *testing.T) {
+	l := theLab(t)
+	l.clean(t)
+	update := func(state string) {
+		t.Helper()
+		argv := []string{"scontrol", "update", "nodename=n2", "state=" + state}
+		if r := l.runAs(t, rootAccount, nil, "/", append(argv, "reason=test")...); r.code != 0 {
+			t.Fatalf("%q: %+v", argv, r)
+		}
+	}
+	a := l.allocate(t, "-N1", "-n1", "--nodelist=n2")
+	r := a.hold(t, "--container-image={image} --container-writable", "echo there >/file")
+	update("drain")
+	defer update("resume")
+	a.step(t, step{opts: "--container-name=" + r.step(), cmd: "cat /file", out: "there"})
+	a.step(t, step{opts: "--container-image={image}", cmd: "echo new", out: "new"})
+	r.stdin.Close()
+	if err := r.cmd.Wait(); err != nil {
+		t.Errorf("%v\n%s", err, &r.stderr)
+	}
+}
+
 // An image that cannot be run ends the step, with one message a node.
 func TestFailingImage(t *testing.T) {
 	l := theLab(t)
@@ -293,7 +316,7 @@ func TestExitStatus(t *testing.T) {
 }
 
 // storm are jobs one after the other and at the same time, some of which are cancelled at a random moment. SQUIRE_STORM
-// says how many; the issue wants 200.
+// says how many; a release is tried with 200.
 func TestStorm(t *testing.T) {
 	l := theLab(t)
 	count := 30
