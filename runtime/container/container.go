@@ -243,7 +243,7 @@ func (c *Container) Remember(r *Record) error {
 		return fmt.Errorf("container %s: a record of %d bytes: at most %d", c.Name, len(b), maxRecord)
 	}
 	// Whole or not at all, also when the machine stops.
-	tmp := recordName + ".new"
+	const tmp = newRecord
 	_ = c.root.Remove(tmp)
 	f, err := c.root.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {

@@ -495,3 +495,43 @@ func TestOfferChecked(t *testing.T) {
 		}
 	}
 }
+
+// TestForeignDirectory: the store may be a directory that the user keeps other things in. Whatever is asked for by the
+// name of one of them, it stays, and nothing is put into it.
+func TestForeignDirectory(t *testing.T) {
+	s := newStore(t)
+	for _, entries := range [][]string{{"letter"}, {"layer"}, {"letter", "lock", "run"}, {"a", "b", "c", "d", "e", "f", "g"}} {
+		dir := filepath.Join(s.Path(), "mine")
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range entries {
+			if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, mode := range []Mode{Auto, Create, Join, Start} {
+			if c, err := s.Claim(t.Context(), "mine", mode); err == nil || !strings.Contains(err.Error(), "other files") {
+				t.Errorf("%q claimed in mode %d: %v, %v", entries, mode, c, err)
+			}
+		}
+		if _, err := s.Get(t.Context(), "mine"); err == nil {
+			t.Errorf("%q: got", entries)
+		}
+		if err := s.Remove(t.Context(), "mine"); err == nil {
+			t.Errorf("%q: removed", entries)
+		}
+		s.sweep()
+		var left []string
+		all, _ := os.ReadDir(dir)
+		for _, e := range all {
+			left = append(left, e.Name())
+		}
+		if !slices.Equal(left, entries) {
+			t.Errorf("of %q %q are left", entries, left)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

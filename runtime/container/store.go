@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -27,14 +28,15 @@ type Store struct {
 	root *os.Root
 }
 
-// Open opens the store in a directory, which it makes if it is missing. The directory
-// must belong to this process's user, and nobody else may have rights there.
+// Open opens the store in a directory, which it makes if it is missing: with what it is in
+// below the user's home directory, elsewhere alone. The directory must belong to this
+// process's user, and nobody else may have rights there.
 func Open(path string) (*Store, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
 	}
-	if err = os.MkdirAll(path, 0o700); err != nil {
+	if err = makeDir(path); err != nil {
 		return nil, fmt.Errorf("containers: %w", err)
 	}
 	s, err := open(path)
@@ -43,6 +45,25 @@ func Open(path string) (*Store, error) {
 	}
 	s.sweep()
 	return s, nil
+}
+
+// makeDir makes the directory of a store. What it is in is only made where everything is the
+// user's: elsewhere it is for others, too, and would belong to whoever is first.
+func makeDir(path string) error {
+	for _, name := range []string{"HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"} {
+		own := os.Getenv(name)
+		if rel, err := filepath.Rel(own, path); filepath.IsAbs(own) && filepath.Clean(own) != "/" && err == nil && filepath.IsLocal(rel) {
+			return os.MkdirAll(path, 0o700)
+		}
+	}
+	switch err := os.Mkdir(path, 0o700); {
+	case errors.Is(err, fs.ErrExist):
+		return nil // or something else, which open finds
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s is missing, and has to be made by the administrator, or by you if it is yours alone: %w", filepath.Dir(path), err)
+	default:
+		return err
+	}
 }
 
 // OpenExisting is Open for a store that need not be there. Then the error matches
@@ -100,7 +121,11 @@ const (
 	lockName   = "lock"
 	layerName  = "layer"
 	runName    = "run"
+	newRecord  = recordName + ".new"
 )
+
+// files is all that a container's directory may have. The lock is there from the beginning.
+var files = []string{recordName, lockName, layerName, runName, newRecord}
 
 // Directories of the store whose names begin with these are no containers: the first are
 // on their way out, the second go with the process that made them.
@@ -269,6 +294,9 @@ func (s *Store) dir(name string) (*Container, error) {
 	if err == nil {
 		c.root, err = s.root.OpenRoot(name)
 	}
+	if err == nil {
+		err = c.isContainer()
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		err = ErrNone
 	}
@@ -277,6 +305,30 @@ func (s *Store) dir(name string) (*Container, error) {
 		return nil, fmt.Errorf("container %s: %w", name, plain(err))
 	}
 	return c, nil
+}
+
+// isContainer makes sure that the directory is empty, or has what a container has: the store may be a directory that the
+// user keeps other things in, which must not be taken for a container, and removed.
+func (c *Container) isContainer() error {
+	dir, err := c.root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(len(files) + 1)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	foreign := slices.ContainsFunc(names, func(name string) bool { return !slices.Contains(files, name) })
+	if foreign || len(names) > 0 && !slices.Contains(names, lockName) {
+		// One that is on its way out has another name already.
+		was, err := dir.Stat()
+		if is, gone := c.top.Lstat(c.Name); gone != nil || err == nil && !os.SameFile(was, is) {
+			return fs.ErrNotExist
+		}
+		return fmt.Errorf("%s has other files, and is no container", filepath.Join(c.path, c.Name))
+	}
+	return nil
 }
 
 // Scratch makes a container without a name, which goes when it is closed: for a layer that
