@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
+	"github.com/squirefs/squire/internal/rights"
 	"github.com/squirefs/squire/internal/stage"
 	"github.com/squirefs/squire/runtime"
 	"github.com/squirefs/squire/sqfs/oci"
@@ -278,7 +279,8 @@ func (i *cachedImport) lock(ctx context.Context, p *importProgress, name string)
 	}
 }
 
-// importedDir is the directory of imported images. It is made for its owner alone: some may be secret.
+// importedDir is the directory of imported images. It is made for its owner alone: some may be secret. What is in it runs
+// as the user: so only the user and root may be able to change it.
 func importedDir() (string, error) {
 	cache := cacheDir()
 	if own := os.Getenv("SQUIRE_CACHE_DIR"); cache == "" && own != "" {
@@ -287,15 +289,104 @@ func importedDir() (string, error) {
 	if cache == "" {
 		return "", errors.New("there is no cache directory: none of SQUIRE_CACHE_DIR, XDG_CACHE_HOME and HOME is set")
 	}
-	if err := os.MkdirAll(cache, 0o755); err != nil {
+	if err := makeCache(cache); err != nil {
 		return "", fmt.Errorf("%w; SQUIRE_CACHE_DIR names another directory", err)
 	}
 	dir := filepath.Join(cache, "images")
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return "", fmt.Errorf("%w; SQUIRE_CACHE_DIR names another directory", err)
 	}
+	if err := trustedDir(cache); err != nil {
+		return "", fmt.Errorf("directory of imported images: %w; SQUIRE_CACHE_DIR names another", err)
+	}
+	target, err := trustedEntry(dir, false)
+	if err == nil && target != "" {
+		err = fmt.Errorf("%s is a link", dir)
+	}
+	if err != nil {
+		return "", fmt.Errorf("directory of imported images: %w; SQUIRE_CACHE_DIR names another", err)
+	}
 	return dir, nil
 }
+
+// makeCache makes the cache directory. One that the site names for each user is made, but not what it is in: that would
+// belong to whoever is first.
+func makeCache(cache string) error {
+	site, err := siteConfig()
+	if err != nil || site.Cache == "" || os.Getenv("SQUIRE_CACHE_DIR") != "" {
+		return os.MkdirAll(cache, 0o755)
+	}
+	switch err = os.Mkdir(cache, 0o755); {
+	case errors.Is(err, os.ErrExist):
+		return nil
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("%s is missing, which %s names: the administrator has to make it", filepath.Dir(cache), site.file)
+	}
+	return err
+}
+
+// trustedDir refuses a directory if somebody else than the user and root may write to it, or put another in its place:
+// then what is in it may be theirs. All is looked at that its name leads through. Links may be there, if they are the
+// user's or root's: what has been looked at already keeps others from changing what comes next.
+func trustedDir(dir string) error {
+	at, rest, links := "/", strings.Split(strings.Trim(filepath.Clean(dir), "/"), "/"), 0
+	if _, err := trustedEntry(at, true); err != nil {
+		return err
+	}
+	for len(rest) > 0 {
+		name := filepath.Join(at, rest[0])
+		rest = rest[1:]
+		target, err := trustedEntry(name, len(rest) > 0)
+		if err != nil {
+			return err
+		}
+		if target == "" {
+			at = name
+			continue
+		}
+		if links++; links > 40 {
+			return &os.PathError{Op: "open", Path: dir, Err: unix.ELOOP}
+		}
+		if filepath.IsAbs(target) {
+			at = "/"
+		}
+		rest = append(strings.Split(target, "/"), rest...)
+	}
+	_, err := trustedEntry(at, false) // a link may have ended in a dot
+	return err
+}
+
+// trustedEntry looks at one directory, or link to one, and returns what a link says. In a parent of the cache directory
+// others may have entries of their own: with the sticky bit they cannot rename the user's.
+func trustedEntry(name string, parent bool) (target string, err error) {
+	var st unix.Stat_t
+	fd, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) // what is mounted on demand is, now
+	switch {
+	case err == nil:
+		err = unix.Fstat(fd, &st)
+		unix.Close(fd)
+	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
+		if target, err = os.Readlink(name); err != nil {
+			return "", fmt.Errorf("%s: %w", name, unix.ENOTDIR)
+		}
+		err = unix.Lstat(name, &st)
+	}
+	link := target != ""
+	// Where not all users have a number, root may have none either.
+	unknown := st.Uid == overflowID && (parent || link) && !rights.AllIDsMapped()
+	switch {
+	case err != nil:
+		return "", &os.PathError{Op: "open", Path: name, Err: err}
+	case st.Uid != 0 && int(st.Uid) != os.Geteuid() && !unknown:
+		return "", fmt.Errorf("%s belongs to user %d, and your images would not be safe there", name, st.Uid)
+	case link || st.Mode&0o022 == 0, parent && st.Mode&unix.S_ISVTX != 0:
+		return target, nil
+	}
+	return "", fmt.Errorf("others may write to %s (mode %#o), and could put their images in place of yours: chmod go-w", name, st.Mode&0o7777)
+}
+
+// overflowID is what a user is seen as who has no number here.
+const overflowID = 65534
 
 // importedName is the file of an image, "" if it has no digest.
 func importedName(dir, digest string) string {
@@ -306,18 +397,25 @@ func importedName(dir, digest string) string {
 	return filepath.Join(dir, algorithm+"-"+hex+".sqsh")
 }
 
-// isImported reports whether an image is there: a file of ours, or of root's, that nobody else may write to. As it
+// isImported reports whether an image is there: a file of ours, or of root's, that nobody else may write to, or a link
+// to one beside it. The directory is one of importedDir: what it has is what is there when it is opened. As an image
 // appears under its name when it is whole, no more is looked at. It notes that it was used, in the time of the last
 // access: that of the last change is a part of what it is known by.
 func isImported(name string) bool {
+	if target, err := os.Readlink(name); err == nil {
+		if target != filepath.Base(target) || target == ".." {
+			return false
+		}
+		name = filepath.Join(filepath.Dir(name), target)
+	}
 	var st unix.Stat_t
-	if unix.Stat(name, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&0o022 != 0 {
+	if unix.Lstat(name, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&0o022 != 0 {
 		return false
 	}
 	if st.Uid != 0 && int(st.Uid) != os.Geteuid() {
 		return false
 	}
-	_ = unix.UtimesNanoAt(unix.AT_FDCWD, name, []unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_OMIT}}, 0)
+	_ = unix.UtimesNanoAt(unix.AT_FDCWD, name, []unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_OMIT}}, unix.AT_SYMLINK_NOFOLLOW)
 	return true
 }
 

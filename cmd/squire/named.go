@@ -200,6 +200,9 @@ func (n *namedRun) find(ctx context.Context) error {
 			}
 		}
 	}
+	if source != "" && path != "" {
+		isImported(path) // and so it is in use, and stays in the cache
+	}
 	if _, err := os.Stat(path); source != "" && (path == "" || errors.Is(err, fs.ErrNotExist)) {
 		imported, err := n.fetch(ctx, source)
 		if err != nil {
