@@ -244,20 +244,26 @@ static bool arrange(int *fds, int n)
 	return true;
 }
 
-/* run executes squire, waits for it, and returns its exit status, or -1. */
-static int run(char *const argv[], char *const env[], FILE *in, FILE *out, FILE *err)
+/*
+ * run executes squire, waits for it, and returns its exit status, or -1. With ms it is killed after so many milliseconds,
+ * and its end not waited for. 0: no limit.
+ */
+static int run(char *const argv[], char *const env[], FILE *in, FILE *out, FILE *err, int ms)
 {
 	int status = -1;
 
-	pid_t pid = fork();
+	pid_t ended, pid = fork();
 	if (pid == 0) {
 		if (arrange((int[]){ in ? fileno(in) : -1, fileno(out), fileno(err) }, 3))
 			execve(argv[0], argv, env);
 		dprintf(2, "%s: %s\n", argv[0], strerror(errno));
 		_exit(127);
 	}
-	while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR)
-		;
+	while (pid > 0 && (ended = waitpid(pid, &status, ms ? WNOHANG : 0)) <= 0 && (ended == 0 || errno == EINTR)) {
+		if (ms && --ms == 0)
+			return dprintf(fileno(err), "squire %s %s does not end\n", argv[1], argv[2]), kill(pid, SIGKILL), -1;
+		usleep(1000);
+	}
 	return pid > 0 && WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
@@ -335,7 +341,7 @@ int slurm_spank_init_post_opt(spank_t spank, int ac, char **av)
 		put_field(in, "program", program_invocation_short_name);
 		put_place(in, environ);
 		if (written(in))
-			status = run((char *[]){ squire, "slurm", "check", NULL }, environ, in, out, err);
+			status = run((char *[]){ squire, "slurm", "check", NULL }, environ, in, out, err, 0);
 		read_back(out, meant, sizeof meant);
 		read_back(err, words, sizeof words);
 		fclose(in), fclose(out), fclose(err);
@@ -745,7 +751,7 @@ int slurm_spank_job_epilog(spank_t spank, int ac, char **av)
 	snprintf(job, sizeof job, "%u", number(spank, S_JOB_ID));
 	snprintf(uid, sizeof uid, "%u", number(spank, S_JOB_UID));
 	int status = run((char *[]){ program(ac, av), "slurm", "cleanup", "--job", job, "--uid", uid, NULL },
-		(char *[]){ PATH, NULL }, NULL, out, out);
+		(char *[]){ PATH, NULL }, NULL, out, out, 1000 * END_SECONDS); /* squire itself gives up after 20 s */
 	read_back(out, words, sizeof words);
 	fclose(out);
 	tell_lines(status != 0, words);

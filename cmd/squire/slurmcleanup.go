@@ -1,11 +1,11 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -81,30 +81,78 @@ const cleanupName = "squire-cleanup"
 // cleanupStage is that process. It returns the exit status.
 func cleanupStage() int { return execute(append([]string{"slurm", "cleanup"}, os.Args[1:]...)) }
 
+// maxWords is how many bytes that process may say.
+const maxWords = 64 << 10
+
 // asUser has a process of the user's do it: all that is looked at and removed is the user's, who may have put links and
 // file systems of their own there.
 func (o *slurmCleanupOptions) asUser(ctx context.Context) error {
+	words, err := wordsFile()
+	if err != nil {
+		return fmt.Errorf("clean up after job %d: %w", o.job, err)
+	}
+	defer words.Close()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe",
 		"--job", strconv.FormatUint(uint64(o.job), 10), "--uid", strconv.Itoa(o.uid), "--timeout", o.timeout.String())
 	cmd.Args[0] = cleanupName
-	cmd.Env, cmd.Dir, cmd.WaitDelay = []string{"PATH=/usr/bin:/bin"}, "/", time.Second
+	cmd.Env, cmd.Dir, cmd.Stderr = []string{"PATH=/usr/bin:/bin"}, "/", words
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Setsid: true,
 		// Of groups it needs none: it touches what is the user's own.
 		Credential: &syscall.Credential{Uid: uint32(o.uid), Gid: rights.Nobody},
 	}
-	var words bytes.Buffer
-	cmd.Stderr = &limitedWriter{&words, 64 << 10}
-	err := cmd.Run()
-	switch {
-	case ctx.Err() != nil:
+	err = waitFor(ctx, cmd.Run)
+	if ctx.Err() != nil {
 		return fmt.Errorf("clean up after job %d: not done after %s", o.job, o.timeout)
-	case words.Len() > 0:
-		return errors.New(strings.TrimPrefix(printable(strings.TrimSpace(words.String())), "squire: "))
-	case err != nil:
-		return fmt.Errorf("clean up after job %d as user %d: %w", o.job, o.uid, err)
+	}
+	said, readErr := io.ReadAll(io.NewSectionReader(words, 0, maxWords))
+	text := strings.TrimSpace(strings.TrimRight(string(said), "\x00"))
+	switch {
+	case text != "":
+		return errors.New(strings.TrimPrefix(printable(text), "squire: "))
+	case err != nil || readErr != nil:
+		return fmt.Errorf("clean up after job %d as user %d: %w", o.job, o.uid, cmp.Or(err, readErr))
 	}
 	return nil
+}
+
+// wordsFile makes a file in memory for what a process says. There is no pipe that somebody could hold open, and the file
+// does not grow.
+func wordsFile() (*os.File, error) {
+	fd, err := unix.MemfdCreate("words", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "words")
+	if err = f.Truncate(maxWords); err == nil {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// killGrace is how long a process may take to end when it was killed.
+const killGrace = time.Second
+
+// waitFor is for a run that ctx kills. One that does not end nevertheless is left: a process whose user has a file system
+// that does not answer, or who stops it, would keep root waiting.
+func waitFor(ctx context.Context, run func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- run() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(killGrace):
+		return context.Cause(ctx)
+	}
 }
 
 // clean is for the user's own process.
@@ -261,9 +309,21 @@ func (o *slurmCleanupOptions) removeContainers(ctx context.Context) error {
 		}
 	}
 	var errs []error
-	for _, name := range append(names, o.published(dir)...) {
+	remove := func(name string) {
 		if err := store.Remove(ctx, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
+		}
+	}
+	for _, name := range names {
+		remove(name)
+	}
+	for _, name := range o.published(dir) {
+		// With a record, also one that cannot be read, it is a container that the user has called so and keeps.
+		c, err := store.Get(ctx, name)
+		if err == nil {
+			c.Close()
+		} else if errors.Is(err, container.ErrNone) {
+			remove(name)
 		}
 	}
 	return errors.Join(errs...)

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -106,7 +108,8 @@ func TestCleanupContainers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer store.Close()
-	for name, job := range map[string]uint32{"77_mine": 77, "77_old": 76, "mine": 77, "777_x": 777} {
+	// 77.1 and 77.2 are what --container-name=$SLURM_JOB_ID.1 keeps.
+	for name, job := range map[string]uint32{"77_mine": 77, "77_old": 76, "mine": 77, "777_x": 777, "77.1": 77, "77.2": 77} {
 		c, err := store.Claim(t.Context(), name, container.Create)
 		if err == nil {
 			err = c.Remember(&container.Record{Image: "/images/x.sqsh", Job: job})
@@ -119,6 +122,9 @@ func TestCleanupContainers(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(dir, "77_mine/layer/a/b"), 0); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(filepath.Join(dir, "77.2/container.json"), []byte(`{"version":99}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, name := range []string{"77.0", "77.x", "78.0", ".gone-1234"} { // a step's that was killed has no record
 		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
 			t.Fatal(err)
@@ -129,7 +135,7 @@ func TestCleanupContainers(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	for name, want := range map[string]bool{"77_mine": false, "77_old": true, "mine": true, "777_x": true, "77.0": false, "77.x": true, "78.0": true, ".gone-1234": false} {
+	for name, want := range map[string]bool{"77_mine": false, "77_old": true, "mine": true, "777_x": true, "77.0": false, "77.1": true, "77.2": true, "77.x": true, "78.0": true, ".gone-1234": false} {
 		if _, err := os.Lstat(filepath.Join(dir, name)); (err == nil) != want {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -157,5 +163,41 @@ func TestCleanupStrangers(t *testing.T) {
 		if _, err := squire(t, append([]string{"slurm", "cleanup"}, args...)...); err == nil {
 			t.Errorf("%q: no error", args)
 		}
+	}
+}
+
+// What does not end when it is killed is not waited for. A function stands in for a process in uninterruptible sleep.
+func TestCleanupWait(t *testing.T) {
+	release, killed := make(chan struct{}), errors.New("killed")
+	defer close(release)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	if err := waitFor(ctx, func() error { <-release; return nil }); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error %v", err)
+	}
+	if took := time.Since(began); took < killGrace || took > killGrace+5*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	if err := waitFor(ctx, func() error { return killed }); err != killed {
+		t.Errorf("of one that ends when it is killed: error %v", err)
+	}
+	if err := waitFor(t.Context(), func() error { return nil }); err != nil {
+		t.Error(err)
+	}
+}
+
+// What a process says is kept up to a limit, and does not make it wait.
+func TestCleanupWords(t *testing.T) {
+	words, err := wordsFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer words.Close()
+	if n, err := words.Write(make([]byte, 2*maxWords)); err == nil || n > maxWords {
+		t.Errorf("wrote %d bytes, %v", n, err)
+	}
+	if fi, err := words.Stat(); err != nil || fi.Size() != maxWords {
+		t.Errorf("size %v, %v", fi.Size(), err)
 	}
 }

@@ -264,6 +264,16 @@ func TestEnd(t *testing.T) {
 	}
 }
 
+// An epilog does not hold a node for ever, nor make it drain.
+func TestEpilog(t *testing.T) {
+	b := newBed(t)
+	began := time.Now()
+	r := b.run(t, "epilog", 1, nil, nil)
+	if took := time.Since(began); r.code != 0 || r.stderr != "error: squire: squire slurm cleanup does not end\n" || took < time.Second || took > 20*time.Second {
+		t.Errorf("got %+v after %s", r, took)
+	}
+}
+
 // Supervised tasks end as their commands do, unless squire says otherwise.
 func TestSupervised(t *testing.T) {
 	b := newBed(t)

@@ -6,7 +6,7 @@
  * CONTEXT is local, allocator, remote, or vm: remote as Slurm 24.05 and newer do it with a private /tmp, where
  * user_init and task_exit run in processes that share the memory and not the descriptors. ARGUMENT is the plugin's, an
  * OPTION is NAME=VALUE. Locally, what the plugin leaves in SLURM_SQUIRE_OPTIONS is printed. Remotely, the tasks run
- * COMMAND, and "task N: STATUS" is printed for each.
+ * COMMAND, and "task N: STATUS" is printed for each. With the CONTEXT epilog a job has ended.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -211,6 +211,8 @@ int main(int argc, char **argv)
 	if (argc < 6)
 		return 2;
 	context = !strcmp(argv[2], "local") ? S_CTX_LOCAL : !strcmp(argv[2], "allocator") ? S_CTX_ALLOCATOR : S_CTX_REMOTE;
+	if (!strcmp(argv[2], "epilog"))
+		context = S_CTX_JOB_SCRIPT;
 	tasks = (uint32_t)atoi(argv[3]);
 	groups[0] = uid = (uid_t)atoi(argv[4]);
 	arguments[0] = argv[5];
@@ -221,6 +223,8 @@ int main(int argc, char **argv)
 	}
 	if (tasks > 64 || call("slurm_spank_init") != 0)
 		return 2;
+	if (context == S_CTX_JOB_SCRIPT)
+		return call("slurm_spank_job_epilog");
 	for (i = 6; i < argc && strcmp(argv[i], "--"); i++)
 		give(argv[i]);
 	command = argv + i + 1;
