@@ -293,6 +293,10 @@ type tasksKeeper struct {
 // keepTogether holds the container of this command line for tasks that come, until all of them have ended.
 func (o *runOptions) keepTogether(image string) error {
 	unix.CloseOnExec(tasksSocket)
+	// A client sees who called listen(2) last (net/unix/af_unix.c: unix_listen), and that has to be one who stays.
+	if err := unix.Listen(tasksSocket, unix.SOMAXCONN); err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
 	f := os.NewFile(tasksSocket, "tasks")
 	l, err := net.FileListener(f)
 	f.Close()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -22,13 +23,14 @@ type slurmContainer struct {
 	capabilities uint64
 	filter       []unix.SockFilter
 
-	held    *runtime.Held          // nil: somebody else made it
-	devices *stepDevices           // nil likewise
-	first   bool                   // this is the first node of the step
-	host    atomic.Pointer[string] // the node's name, as the tasks say
-	save    func() error           // nil: it is not to be saved
-	account *stepAccount           // nil: nobody wants it
-	close   func()
+	held     *runtime.Held          // nil: somebody else made it
+	devices  *stepDevices           // nil likewise
+	first    bool                   // this is the first node of the step
+	host     atomic.Pointer[string] // the node's name, as the tasks say
+	finished sync.Once
+	save     func() error // nil: it is not to be saved
+	account  *stepAccount // nil: nobody wants it
+	close    func()
 
 	script []string // variables for a batch script on the host, where there is no container
 }
@@ -225,13 +227,14 @@ func (c *slurmContainer) tell() {
 	}
 }
 
-// finish does what is to be done when all tasks have ended.
-func (c *slurmContainer) finish() error {
-	c.tell()
-	if c.save == nil {
-		return nil
-	}
-	return c.save()
+// finish does what is to be done when all tasks have ended, once.
+func (c *slurmContainer) finish() (err error) {
+	c.finished.Do(func() {
+		if c.tell(); c.save != nil {
+			err = c.save()
+		}
+	})
+	return err
 }
 
 // valueOf is the value of a variable in an environment.

@@ -82,7 +82,9 @@ func (s *slurmStep) named(ctx context.Context, options *slurmOptions, flags *run
 		n.close()
 		return nil, nameError(err, options)
 	}
-	c.save = func() error { return s.save(c, n, options) }
+	if options.Save != "" { // who saves has its tasks supervised
+		c.save = func() error { return s.save(c, n, options) }
+	}
 	return c, nil
 }
 
@@ -184,9 +186,6 @@ func checkSlurmSave(output string) error {
 
 // save saves the step's container. Its tasks have ended; others may run in it.
 func (s *slurmStep) save(c *slurmContainer, n *namedRun, options *slurmOptions) error {
-	if options.Save == "" {
-		return nil
-	}
 	output, ours := s.saveTo(options.Save, c.nodeName())
 	if !ours {
 		fmt.Fprintf(os.Stderr, "squire: --container-save: %s is left to the first node of the step; %%N in its name stands for the node\n", printable(output))

@@ -229,7 +229,7 @@ func (s *slurmStep) end() {
 	s.cancel()
 	<-s.ready
 	answer := "+"
-	if s.container != nil && s.container.save == nil {
+	if s.container != nil { // which has been saved, unless a task has never come in
 		if err := s.container.finish(); err != nil {
 			answer = "-" + wordsOf(err)
 		}

@@ -2,6 +2,9 @@ package slurmtest
 
 import (
 	"bufio"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -45,6 +48,41 @@ echo $SLURMD_NODENAME $(readlink /proc/self/ns/user) $(stat -c %d /); cat`
 		t.Error(err)
 	}
 	l.clean(t)
+}
+
+// A task that comes when the first has ended already finds the container of those that are left.
+func TestLauncherStaggered(t *testing.T) {
+	l := theLab(t)
+	dir := l.userDir(t)
+	const inside = `cd "$1"; readlink /proc/self/ns/user >ns$SLURM_LOCALID
+case $SLURM_LOCALID in
+0) until [ -e ns1 ]; do sleep 0.1; done ;;
+1) until [ -e ns2 ]; do sleep 0.1; done ;;
+esac`
+	const outside = `cd "$1" || exit
+case $SLURM_LOCALID in
+1) until [ -e ns0 ]; do sleep 0.1; done ;;
+2) until [ -e gone ]; do sleep 0.1; done ;;
+esac
+"$2" run --mounts "$1" --writable "$3" -- sh -c "$4" sh "$1"
+status=$?
+[ $SLURM_LOCALID != 0 ] || touch gone
+exit $status`
+	r := l.run(t, "srun", "-N1", "-n3", "sh", "-c", outside, "sh", dir, l.squire, l.image, inside)
+	if r.code != 0 {
+		t.Fatalf("%+v", r)
+	}
+	var spaces [3]string
+	for i := range spaces {
+		b, err := os.ReadFile(filepath.Join(dir, fmt.Sprint("ns", i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		spaces[i] = string(b)
+	}
+	if spaces[0] != spaces[1] || spaces[0] != spaces[2] {
+		t.Errorf("tasks are in user namespaces %q", spaces)
+	}
 }
 
 // The status is the command's, and what is wrong for all tasks of a node is said once.
