@@ -270,3 +270,20 @@ func TestDoctorPlugin(t *testing.T) {
 
 // versionBytes is a version as a plugin has it, but for the last number.
 func versionBytes(v version2) []byte { return []byte{byte(v.minor), byte(v.major), 0} }
+
+func TestPluginProgram(t *testing.T) {
+	for _, tt := range []struct {
+		plugin spankPlugin
+		want   string
+	}{
+		{spankPlugin{"/usr/local/lib/squire/spank_squire.so", nil}, "/usr/local/bin/squire"},
+		{spankPlugin{"/opt/squire/lib/squire/spank_squire.so", nil}, "/opt/squire/bin/squire"},
+		{spankPlugin{"/opt/lib/squire/spank_squire.so", []string{"batch=host", "squire=/sw/squire"}}, "/sw/squire"},
+		{spankPlugin{"/usr/lib/slurm/spank_squire.so", nil}, "/usr/local/bin/squire"},
+		{spankPlugin{"spank_squire.so", nil}, "/usr/local/bin/squire"},
+	} {
+		if got := tt.plugin.program(); got != tt.want {
+			t.Errorf("%v: %s, want %s", tt.plugin, got, tt.want)
+		}
+	}
+}

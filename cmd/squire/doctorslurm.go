@@ -142,6 +142,20 @@ func (d *doctor) plugstack(name string, depth int) (plugins []spankPlugin, err e
 	return plugins, lines.Err()
 }
 
+// program is what the plugin executes: what its argument says, or what it was built for, which is the squire that "make
+// install" puts beside it.
+func (p *spankPlugin) program() string {
+	for _, a := range p.arguments {
+		if value, ok := strings.CutPrefix(a, "squire="); ok {
+			return value
+		}
+	}
+	if prefix, ok := strings.CutSuffix(filepath.Dir(p.path), "/lib/squire"); ok && filepath.IsAbs(p.path) {
+		return filepath.Join("/", prefix, "bin/squire")
+	}
+	return "/usr/local/bin/squire"
+}
+
 // plugin looks at our plugin's file, at what it was built for, and at the program that it executes.
 func (d *doctor) plugin(p *spankPlugin, conf map[string]string) {
 	name := d.pluginPath(p.path, conf["plugindir"])
@@ -160,12 +174,7 @@ func (d *doctor) plugin(p *spankPlugin, conf map[string]string) {
 			name, built.major, built.minor, have.major, have.minor)
 		return
 	}
-	program := "/usr/local/bin/squire"
-	for _, a := range p.arguments {
-		if value, ok := strings.CutPrefix(a, "squire="); ok {
-			program = value
-		}
-	}
+	program := p.program()
 	if err = unix.Stat(d.path(program), &st); err != nil || st.Mode&0o111 == 0 || !isSites(&st) {
 		d.found("slurm", findingWarning, "make install; or the argument squire=PATH in plugstack.conf", "the plugin executes %s, which is not a program of root's", program)
 		return
