@@ -97,6 +97,9 @@ func (c *Container) tryAcquire() error {
 	if err == nil {
 		err = c.current(lock)
 	}
+	if errors.Is(err, fs.ErrNotExist) { // not even the directory is there any more
+		err = errGone
+	}
 	if err != nil {
 		lock.Close() // nil is fine
 		if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, errGone) {

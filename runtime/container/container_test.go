@@ -535,3 +535,42 @@ func TestForeignDirectory(t *testing.T) {
 		}
 	}
 }
+
+// Whoever comes to a container that is being removed makes another one, however little is left of the first.
+func TestClaimWhileRemoved(t *testing.T) {
+	s := newStore(t)
+	for _, remove := range []func(c *Container) error{
+		func(c *Container) error { return c.top.Rename(c.Name, goingPrefix+random()) },
+		func(c *Container) error { return c.top.RemoveAll(c.Name) },
+	} {
+		if err := s.mkdir("c"); err != nil {
+			t.Fatal(err)
+		}
+		c, err := s.dir("c")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err = remove(c); err != nil {
+			t.Fatal(err)
+		}
+		if err = c.tryAcquire(); !errors.Is(err, errGone) {
+			t.Errorf("lock what was removed: %v", err)
+		}
+		c.Close()
+	}
+	// With many at it, none of which is to keep the container.
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 50 {
+				c, err := s.Claim(t.Context(), "d", Auto)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				c.Close()
+			}
+		})
+	}
+	all.Wait()
+}
