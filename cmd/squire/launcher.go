@@ -285,7 +285,8 @@ type tasksKeeper struct {
 	state    *os.File
 
 	mu    sync.Mutex
-	told  bool // a task has heard of failed
+	told  int  // how many tasks have heard of failed
+	late  bool // nobody is waited for any more
 	conns int
 	empty chan struct{} // told when there are no tasks any more
 }
@@ -311,7 +312,7 @@ func (o *runOptions) keepTogether(image string) error {
 	k.failed = err
 	close(k.ready)
 	k.quiet()
-	timer := time.AfterFunc(tasksPatience, func() { k.leave(0) })
+	timer := time.AfterFunc(tasksPatience, k.lose)
 	<-k.empty
 	timer.Stop()
 	if k.held != nil {
@@ -397,8 +398,8 @@ func (k *tasksKeeper) reply() (*tasksReply, []*os.File) {
 	if k.failed != nil {
 		k.mu.Lock()
 		defer k.mu.Unlock()
-		r := &tasksReply{Error: runtime.OneLine(k.failed), Again: k.told}
-		k.told = true
+		r := &tasksReply{Error: runtime.OneLine(k.failed), Again: k.told > 0}
+		k.told++
 		return r, nil
 	}
 	r, files := new(tasksReply), []*os.File{k.state}
@@ -412,11 +413,22 @@ func (k *tasksKeeper) reply() (*tasksReply, []*os.File) {
 func (k *tasksKeeper) leave(n int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.conns -= n; k.conns == 0 {
-		k.listener.Close()
-		select {
-		case k.empty <- struct{}{}:
-		default:
-		}
+	k.conns -= n
+	// What is wrong is to be told once, also when a task comes after others have heard it and ended.
+	if waits := k.failed != nil && !k.late && k.told < stepTasks(os.Getenv); waits || k.conns > 0 {
+		return
 	}
+	k.listener.Close()
+	select {
+	case k.empty <- struct{}{}:
+	default:
+	}
+}
+
+// lose is for when the patience has ended.
+func (k *tasksKeeper) lose() {
+	k.mu.Lock()
+	k.late = true
+	k.mu.Unlock()
+	k.leave(0)
 }

@@ -105,6 +105,11 @@ func TestLauncherStatus(t *testing.T) {
 			t.Errorf("%q: %+v, want status %d, and %q %d times", tt.argv, r, tt.code, tt.stderr, tt.times)
 		}
 	}
+	// Also when they come one after the other.
+	r := l.run(t, "srun", "-N1", "-n4", "sh", "-c", `sleep 0.$((SLURM_LOCALID * 3)); exec "$@"`, "sh", l.squire, "run", "/nothing.sqsh", "--", "true")
+	if n := strings.Count(r.stderr, "no such file"); r.code != 125 || n != 1 {
+		t.Errorf("%+v, want status 125, and the text once", r)
+	}
 	l.clean(t)
 }
 
