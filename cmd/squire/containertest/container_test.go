@@ -68,7 +68,7 @@ func TestTogether(t *testing.T) {
 		for i := range tasks {
 			all.Go(func() {
 				// Each waits for all, so that they are there at the same time.
-				script := fmt.Sprintf("touch /etc/task-%d; i=0; while [ $(ls /etc | head -c 10000 | tr ' ' '\n' | wc -l) -lt 11 ] && [ $i -lt 1000 ]; do sleep 0.02; i=$((i+1)); done; readlink /proc/self/ns/mnt; sleep 0.%d", i, i)
+				script := fmt.Sprintf("touch /etc/task-%d; i=0; while [ $(ls /etc | wc -l) -lt 11 ] && [ $i -lt 1000 ]; do sleep 0.05; i=$((i+1)); done; [ $i -lt 1000 ] || { ls /etc; exit 9; }; readlink /proc/self/ns/mnt; sleep 0.%d", i, i)
 				r := w.squire(t, "run", "--name", "c", "--tmpfs", "/mnt", w.l.image, "--", "sh", "-c", script)
 				if r.status != 0 {
 					t.Errorf("task %d: %+v", i, r)
@@ -88,27 +88,13 @@ func TestTogether(t *testing.T) {
 // TestKilled: the one who made the container is killed, and the others go on, and others join them.
 func TestKilled(t *testing.T) {
 	each(t, func(t *testing.T, w *who) {
-		first := w.command(t, "run", "--name", "c", w.l.image, "--", "sh", "-c", "touch /etc/first-runs; sleep 1000")
-		if err := first.Start(); err != nil {
-			t.Fatal(err)
-		}
-		if !eventually(func() bool {
-			return w.squire(t, "run", "--name", "c", w.l.image, "--", "ls", "/etc/first-runs").status == 0
-		}) {
-			t.Error("the first does not run")
-		}
-		second := w.command(t, "run", "--name", "c", "--", "sh", "-c", "touch /etc/second-runs; while [ ! -e /etc/end ]; do sleep 0.05; done; cat /usr/share/large | wc -c")
-		done := make(chan result)
-		go func() { done <- finish(second) }()
-		if !eventually(func() bool { return w.squire(t, "run", "--name", "c", "--", "ls", "/etc/second-runs").status == 0 }) {
-			t.Error("the second does not run")
-		}
-		_ = first.Process.Kill()
-		_ = first.Wait()
+		first := w.hold(t, []string{"run", "--name", "c", w.l.image, "--", "ls", "/etc/first-runs"},
+			"run", "--name", "c", w.l.image, "--", "sh", "-c", "touch /etc/first-runs; sleep 1000")
+		second := w.hold(t, []string{"run", "--name", "c", "--", "ls", "/etc/second-runs"},
+			"run", "--name", "c", "--", "sh", "-c", "touch /etc/second-runs; while [ ! -e /etc/end ]; do sleep 0.05; done; [ $(cat /usr/share/large | wc -c) = 3072000 ]")
+		first.kill()
 		w.want(t, "", "run", "--name", "c", "--", "touch", "/etc/end")
-		if r := <-done; r.status != 0 || r.stdout != "3072000\n" {
-			t.Errorf("the second ended with %+v", r)
-		}
+		second.end(t)
 		w.want(t, "/etc/end\n", "run", "--name", "c", "--", "ls", "/etc/end")
 	})
 }
@@ -153,16 +139,11 @@ func TestRights(t *testing.T) {
 			}
 		}
 		// A joiner is what the container is, whatever it asks for.
-		hold := w.command(t, "run", "--name", "c", "--remap-root", "--", "sh", "-c", "touch /etc/there; while [ ! -e /etc/end ]; do sleep 0.05; done")
-		if err := hold.Start(); err != nil {
-			t.Fatal(err)
-		}
-		eventually(func() bool {
-			return w.squire(t, "run", "--name", "c", "--remap-root", "--", "ls", "/etc/there").status == 0
-		})
+		hold := w.hold(t, []string{"run", "--name", "c", "--remap-root", "--", "ls", "/etc/there"},
+			"run", "--name", "c", "--remap-root", "--", "sh", "-c", "touch /etc/there; while [ ! -e /etc/end ]; do sleep 0.05; done")
 		w.want(t, "0\n", "run", "--name", "c", "--", "id", "-u")
 		w.want(t, "", "run", "--name", "c", "--", "touch", "/etc/end")
-		_ = hold.Wait()
+		hold.end(t)
 	})
 }
 
@@ -280,13 +261,8 @@ func TestOthersCannot(t *testing.T) {
 	l := newLab(t)
 	w := &who{l: l, name: "user", uid: 24000, service: "off", socket: "/nonexistent"}
 	w.dirs(t)
-	hold := w.command(t, "run", "--name", "c", l.image, "--", "sh", "-c", "touch /etc/there; while [ ! -e /etc/end ]; do sleep 0.05; done")
-	if err := hold.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if !eventually(func() bool { return w.squire(t, "run", "--name", "c", "--", "ls", "/etc/there").status == 0 }) {
-		t.Fatal("it does not run")
-	}
+	hold := w.hold(t, []string{"run", "--name", "c", "--", "ls", "/etc/there"},
+		"run", "--name", "c", l.image, "--", "sh", "-c", "touch /etc/there; while [ ! -e /etc/end ]; do sleep 0.05; done")
 	other := &who{l: l, name: "other", uid: 24001, service: "off", socket: "/nonexistent", home: "/", data: w.data}
 	other.refuse(t, 125, "permission denied", "run", "--name", "c", "--", "true")
 	other.refuse(t, 125, "permission denied", "container", "list")
@@ -328,7 +304,7 @@ func TestOthersCannot(t *testing.T) {
 	again.data = link
 	again.refuse(t, 125, "a link", "run", "--name", "c", l.image, "--", "true")
 	w.want(t, "", "run", "--name", "c", "--", "touch", "/etc/end")
-	_ = hold.Wait()
+	hold.end(t)
 }
 
 // TestFromInside: a command in a container that sees the socket gets nothing.
@@ -349,18 +325,13 @@ func TestExec(t *testing.T) {
 		w.refuse(t, 125, "not the name of a container", "exec", "c", "--", "true")
 		w.want(t, "", "run", "--name", "c", w.l.image, "--", "true")
 		w.refuse(t, 125, "is not running", "exec", "c", "--", "true")
-		hold := w.command(t, "run", "--name", "c", "--tmpfs", "/mnt", "--", "sh", "-c", "touch /mnt/there; while [ ! -e /mnt/end ]; do sleep 0.05; done")
-		if err := hold.Start(); err != nil {
-			t.Fatal(err)
-		}
-		if !eventually(func() bool { return w.squire(t, "exec", "c", "--", "ls", "/mnt/there").status == 0 }) {
-			t.Error("it does not run")
-		}
+		hold := w.hold(t, []string{"exec", "c", "--", "ls", "/mnt/there"},
+			"run", "--name", "c", "--tmpfs", "/mnt", "--", "sh", "-c", "touch /mnt/there; while [ ! -e /mnt/end ]; do sleep 0.05; done")
 		w.want(t, "/etc\nx\n", "exec", "--workdir", "/etc", "--set-env", "V=x", "c", "--", "sh", "-c", "pwd; echo $V")
 		if r := w.squire(t, "exec", "c", "sh", "-c", "kill -TERM $$"); r.status != 128+15 {
 			t.Errorf("%+v", r)
 		}
 		w.want(t, "", "exec", "c", "touch", "/mnt/end")
-		_ = hold.Wait()
+		hold.end(t)
 	})
 }

@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// bound is how long commands may take that should take no time.
-const bound = 60 * time.Second
+// bound is how long commands may take that should take no time: not a measure, but the end of a test that hangs.
+const bound = 2 * time.Minute
 
 // lab is a directory that every user can read, with the binary and an image of a shell.
 type lab struct {
@@ -168,24 +168,35 @@ func (l *lab) daemon(t *testing.T) string {
 	cmd := exec.Command(l.squire, "daemon", "--socket", socket, "--idle", "1s")
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.Stderr = &log
+	ended := make(chan struct{})
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.WaitDelay = 2 * time.Second
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	go func() { _ = cmd.Wait(); close(ended) }()
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
-		timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
+		timer := time.AfterFunc(bound, func() { t.Error("the service does not end"); _ = cmd.Process.Kill() })
 		defer timer.Stop()
-		_ = cmd.Wait()
+		<-ended
 		if t.Failed() {
 			t.Logf("the service says:\n%s", log.String())
 		}
 	})
-	if !eventually(func() bool { _, err := os.Stat(socket); return err == nil }) {
+	if !eventually(func() bool { _, err := os.Stat(socket); return err == nil || done(ended) }) || done(ended) {
 		t.Fatal("the service did not start")
 	}
 	return socket
+}
+
+func done(ended <-chan struct{}) bool {
+	select {
+	case <-ended:
+		return true
+	default:
+		return false
+	}
 }
 
 func eventually(holds func() bool) bool {
@@ -246,6 +257,54 @@ func (w *who) want(t *testing.T, stdout string, args ...string) {
 	}
 }
 
+// holder is a command that goes on until the test ends it.
+type holder struct {
+	cmd    *exec.Cmd
+	out    bytes.Buffer // to be read when it has ended
+	ended  chan struct{}
+	status int
+}
+
+// hold starts a command of squire, and waits until another, looking whether it runs, succeeds.
+func (w *who) hold(t *testing.T, look []string, args ...string) *holder {
+	t.Helper()
+	h := &holder{cmd: w.command(t, args...), ended: make(chan struct{})}
+	h.cmd.Stdout, h.cmd.Stderr = &h.out, &h.out
+	if err := h.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_ = h.cmd.Wait()
+		h.status = h.cmd.ProcessState.ExitCode()
+		close(h.ended)
+	}()
+	t.Cleanup(func() { _ = h.cmd.Process.Kill(); <-h.ended })
+	var r result
+	if !eventually(func() bool { r = w.squire(t, look...); return r.status == 0 || done(h.ended) }) || r.status != 0 {
+		what := "goes on"
+		if done(h.ended) {
+			what = fmt.Sprintf("has ended with %d, %s", h.status, h.out.String())
+		}
+		t.Fatalf("squire %q %s, and squire %q ends with %+v; processes: %q", args, what, look, r, w.processes())
+	}
+	return h
+}
+
+// end waits for its end, which has to be a good one.
+func (h *holder) end(t *testing.T) {
+	t.Helper()
+	<-h.ended
+	if h.status != 0 || h.out.Len() > 0 {
+		t.Errorf("%q: status %d, %s", h.cmd.Args, h.status, h.out.String())
+	}
+}
+
+// kill kills it, and it alone.
+func (h *holder) kill() {
+	_ = h.cmd.Process.Kill()
+	<-h.ended
+}
+
 // save runs a command in an image and saves what comes of it, of which it says a line.
 func (w *who) save(t *testing.T, to string, args ...string) {
 	t.Helper()
@@ -267,27 +326,35 @@ func (w *who) refuse(t *testing.T, status int, words string, args ...string) {
 // wantNothingRunning wants no container to run and no process to be left in one.
 func (w *who) wantNothingRunning(t *testing.T) {
 	t.Helper()
+	var r result
 	gone := func() bool {
-		r := w.squire(t, "container", "list", "--json")
+		r = w.squire(t, "container", "list", "--json")
 		return r.status == 0 && !strings.Contains(r.stdout, `"running": true`)
 	}
 	if !eventually(gone) {
-		t.Error("a container still runs")
+		t.Errorf("a container still runs: %+v; processes: %q", r, w.processes())
 	}
-	left := func() (all []string) {
-		dirs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-		for _, name := range dirs {
-			line, err := os.ReadFile(name)
-			text := strings.ReplaceAll(string(line), "\x00", " ")
-			if err == nil && (strings.HasPrefix(text, "squire-init") || strings.HasPrefix(text, w.l.squire+" run")) {
-				if env, err := os.ReadFile(filepath.Dir(name) + "/environ"); err != nil || strings.Contains(string(env), w.data) {
-					all = append(all, text)
-				}
-			}
+	if !eventually(func() bool { return len(w.processes()) == 0 }) {
+		t.Errorf("processes are left: %q", w.processes())
+	}
+}
+
+// processes describes those of runs and containers of theirs. Those of other labs are told by the program that they run.
+func (w *who) processes() (all []string) {
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		line, _ := os.ReadFile(dir + "/cmdline")
+		text := strings.ReplaceAll(string(line), "\x00", " ")
+		exe, err := os.Readlink(dir + "/exe")
+		if err != nil || exe != w.l.squire || !strings.HasPrefix(text, "squire-init") && !strings.HasPrefix(text, w.l.squire+" run") {
+			continue
 		}
-		return all
+		if env, err := os.ReadFile(dir + "/environ"); err == nil && strings.Contains(string(env), w.data) {
+			status, _ := os.ReadFile(dir + "/status")
+			_, state, _ := strings.Cut(string(status), "State:\t")
+			state, _, _ = strings.Cut(state, "\n")
+			all = append(all, fmt.Sprintf("%s %s %s", filepath.Base(dir), state, text))
+		}
 	}
-	if !eventually(func() bool { return len(left()) == 0 }) {
-		t.Errorf("processes are left: %q", left())
-	}
+	return all
 }
