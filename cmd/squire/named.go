@@ -38,8 +38,12 @@ func dataDir() (string, error) {
 	return ownDataDir(), nil
 }
 
-// ownDataDir is where they are if nobody says otherwise. It is made when it is needed, and goes when it is empty.
-func ownDataDir() string { return "/var/tmp/squire-" + strconv.Itoa(os.Geteuid()) }
+// dataTop is where users' directories of named containers are if nobody says otherwise. Tests of the whole program link it
+// with another one.
+var dataTop = "/var/tmp"
+
+// ownDataDir is the user's there. It is made when it is needed, and goes when it is empty.
+func ownDataDir() string { return filepath.Join(dataTop, "squire-"+strconv.Itoa(os.Geteuid())) }
 
 // dropEmptyStore removes the directory of the default if nothing is in it: most users have no containers.
 func dropEmptyStore() { _ = os.Remove(ownDataDir()) }

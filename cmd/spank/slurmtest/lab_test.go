@@ -42,6 +42,7 @@ type lab struct {
 	socket string // of the node service
 	daemon *exec.Cmd
 	user   account
+	lock   *os.File // see sweep
 
 	richOnce  sync.Once
 	richImage string
@@ -107,11 +108,17 @@ func debian() string { return filepath.Join(os.Getenv("SQUIRE_TESTDIR"), "rootfs
 
 func startLab() (*lab, error) {
 	// Not t.TempDir: its parent is closed to other users, and it ends with the first test.
-	dir, err := os.MkdirTemp("", "squire-slurm")
+	for _, what := range sweep(os.TempDir()) {
+		fmt.Fprintln(os.Stderr, "taken away, of a run that is dead:", what)
+	}
+	dir, err := os.MkdirTemp("", prefix)
 	if err != nil {
 		return nil, err
 	}
 	l := &lab{dir: dir}
+	if l.lock, err = claim(dir); err != nil {
+		return l, err
+	}
 	l.squire, l.plugin = l.at("squire"), l.at("spank_squire.so")
 	l.image, l.socket = l.at("debian.sqsh"), l.at("service")
 	for _, step := range []func() error{l.open, l.addUser, l.build, l.copyImage, l.startService, l.startCluster} {
@@ -128,7 +135,12 @@ func (l *lab) open() error { return os.Chmod(l.dir, 0o755) }
 
 // build makes the program and the plugin from this tree's sources.
 func (l *lab) build() error {
-	cmd := exec.Command("go", "build", "-ldflags", "-X main.siteDir="+l.site(), "-o", l.squire, "../../squire")
+	// Whatever a cluster that was killed, or the machine, has in the places of the default is not this one's.
+	if err := errors.Join(os.Mkdir(l.at("data"), 0o755), os.Chmod(l.at("data"), 0o777|os.ModeSticky)); err != nil {
+		return err
+	}
+	places := "-X main.siteDir=" + l.site() + " -X main.dataTop=" + l.at("data")
+	cmd := exec.Command("go", "build", "-ldflags", places, "-o", l.squire, "../../squire")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build squire: %w\n%s", err, out)
@@ -152,8 +164,10 @@ func (l *lab) copyImage() error {
 }
 
 // addUser makes an account for this cluster alone.
-func (l *lab) addUser() error {
-	name, home := fmt.Sprintf("squire%d", os.Getpid()), l.at("home")
+func (l *lab) addUser() error { return l.makeUser(fmt.Sprintf("squire%d", os.Getpid())) }
+
+func (l *lab) makeUser(name string) error {
+	home := l.at("home")
 	out, err := exec.Command("useradd", "--no-log-init", "--create-home", "--home-dir", home, "--shell", "/bin/sh", name).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("useradd: %w: %s", err, out)
@@ -169,7 +183,7 @@ func (l *lab) addUser() error {
 }
 
 // data is where the user's named containers are.
-func (l *lab) data() string { return fmt.Sprint("/var/tmp/squire-", l.user.uid) }
+func (l *lab) data() string { return l.at(fmt.Sprint("data/squire-", l.user.uid)) }
 
 func (l *lab) startService() error {
 	l.daemon = exec.Command(l.squire, "daemon", "--socket", l.socket, "--idle", "1s", "--drain", "1s", "--log-level", "error",
@@ -246,19 +260,27 @@ func (l *lab) stop() {
 		_ = l.daemon.Process.Signal(syscall.SIGTERM)
 		_ = l.daemon.Wait()
 	}
+	l.remove()
+}
+
+// remove takes away what is no process.
+func (l *lab) remove() {
 	for _, dir := range mountsBelow(l.dir) {
 		_ = unix.Unmount(dir, unix.MNT_DETACH)
 	}
 	if l.user.name != "" {
-		if out, err := exec.Command("userdel", l.user.name).CombinedOutput(); err != nil {
+		// Not for a process of theirs that is dying: it is not what ends it.
+		if out, err := exec.Command("userdel", "--force", l.user.name).CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "userdel: %v: %s\n", err, out)
 		}
 	}
-	if l.user.uid != 0 {
-		os.RemoveAll(l.data())
-	}
 	if os.Getenv("SQUIRE_KEEP") == "" {
 		os.RemoveAll(l.dir)
+	} else {
+		os.Remove(l.at("lock")) // so that nobody takes it for left over
+	}
+	if l.lock != nil {
+		l.lock.Close()
 	}
 }
 
@@ -326,7 +348,7 @@ type result struct {
 }
 
 // bound is how long commands may take that should take no time: not a measure, but the end of a test that hangs.
-const bound = 60 * time.Second
+const bound = 3 * time.Minute
 
 // command prepares a command of somebody's, in a directory, with their environment and more variables.
 func (l *lab) command(t *testing.T, who account, env []string, dir string, argv ...string) *exec.Cmd {
