@@ -574,3 +574,36 @@ func TestClaimWhileRemoved(t *testing.T) {
 	}
 	all.Wait()
 }
+
+// A tree is removed by several at once: whoever opens the store removes what is going.
+func TestRemovedByMany(t *testing.T) {
+	s := newStore(t)
+	deep := strings.Repeat("d/", maxDepth+20) + "file"
+	for i := range 4 {
+		name := goingPrefix + fmt.Sprint(i)
+		for k := range 30 {
+			if err := s.root.MkdirAll(filepath.Join(name, fmt.Sprint(k), "empty"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.root.MkdirAll(filepath.Join(name, filepath.Dir(deep)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		var all sync.WaitGroup
+		for range 8 {
+			all.Go(func() {
+				if err := removeTree(s.root, name); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		if _, err := s.root.Lstat(name); err == nil {
+			t.Errorf("%s is left", name)
+		}
+	}
+	s.sweep() // what one has moved up may be another's to remove
+	if names, err := s.names(); err != nil || len(names) > 0 {
+		t.Errorf("left: %q, %v", names, err)
+	}
+}

@@ -15,7 +15,8 @@ const maxDepth = 100
 
 // removeTree removes a directory of root and all that is in it. It is the user's, as is
 // everything in it, but the modes may say anything: overlayfs leaves a directory with mode
-// 000, and so may a command in the container.
+// 000, and so may a command in the container. Others may be at it, too: who opens a store
+// removes what somebody has begun to remove.
 func removeTree(root *os.Root, name string) error {
 	parent, err := root.Open(".")
 	if err != nil {
@@ -64,7 +65,7 @@ func (r *remover) dir(at int, name string, depth int) error {
 				return err
 			}
 		}
-		if errors.Is(err, io.EOF) {
+		if errors.Is(err, io.EOF) || errors.Is(err, unix.ENOENT) { // somebody else has removed it
 			break
 		}
 		if err != nil {
@@ -86,7 +87,11 @@ func (r *remover) entry(at int, name string, depth int) error {
 // moveUp puts a directory where it is found later.
 func (r *remover) moveUp(at int, name string) error {
 	to := goingPrefix + random()
-	if err := unix.Renameat(at, name, r.top, to); err != nil {
+	err := unix.Renameat(at, name, r.top, to)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
 		return &fs.PathError{Op: "move", Path: name, Err: err}
 	}
 	r.moved = append(r.moved, to)
