@@ -303,8 +303,15 @@ func TestCopyUp(t *testing.T) {
 }
 
 // inner returns the innermost process of a container: the probe in it.
-func (d *daemon) inner(t *testing.T, runner int) int {
+func (d *daemon) inner(t *testing.T, runner int) (pid int) {
 	t.Helper()
+	if !eventually(t, fmt.Sprint("a probe runs below process ", runner), func() bool { pid = probeBelow(runner); return pid != 0 }) {
+		t.FailNow()
+	}
+	return pid
+}
+
+func probeBelow(runner int) int {
 	parents := make(map[int]int)
 	dirs, _ := os.ReadDir("/proc")
 	var found []int
@@ -331,6 +338,5 @@ func (d *daemon) inner(t *testing.T, runner int) int {
 			}
 		}
 	}
-	t.Fatalf("no probe runs below process %d", runner)
 	return 0
 }

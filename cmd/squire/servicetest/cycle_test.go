@@ -132,12 +132,10 @@ func TestCycles(t *testing.T) {
 			t.Errorf("%s: %d KiB have become %d", name, was, kb)
 		}
 	}
-	if b, _ := os.ReadFile("/proc/self/mountinfo"); strings.Contains(string(b), l.dir) {
-		t.Error("something is mounted still")
+	if m := mountsBelow(l.dir); len(m) > 1 { // itself
+		t.Errorf("something is mounted still: %v", m)
 	}
-	if left := processesOf(l.squire); len(left) > 0 {
-		t.Errorf("clients are left: %v", left)
-	}
+	l.wantNoClients(t)
 }
 
 // Idle images are unmounted while clients come: whoever comes gets a mount that works.

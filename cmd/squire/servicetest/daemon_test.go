@@ -183,6 +183,24 @@ func processesOf(exe string) (all []process) {
 	return all
 }
 
+// serving returns the process of a name, and waits for it: there is none between two.
+func (d *daemon) serving(t *testing.T, name string) (pid int) {
+	t.Helper()
+	if !eventually(t, "there is a "+name, func() bool { pid = d.find(name); return pid != 0 }) {
+		t.FailNow()
+	}
+	return pid
+}
+
+// wantNoClients wants the processes of clients to be gone, and servers of their own.
+func (l *lab) wantNoClients(t *testing.T) {
+	t.Helper()
+	var left []process
+	if !eventually(t, "clients are gone", func() bool { left = processesOf(l.squire); return len(left) == 0 }) {
+		t.Errorf("they are %v", left)
+	}
+}
+
 // find returns the process of a name, 0 if there is none just now.
 func (d *daemon) find(name string) int {
 	for _, p := range d.processes() {
@@ -251,7 +269,17 @@ type holding struct {
 // hold starts a container that keeps its image until it is let go.
 func (d *daemon) hold(t *testing.T, u user, img *image) *holding {
 	t.Helper()
-	cmd := d.run(t, u, img, "wait")
+	return d.holdBy(t, d.run(t, u, img, "wait"))
+}
+
+// holdSick is hold for an image that is to become sick: the program is not the image's, see daemon.beside.
+func (d *daemon) holdSick(t *testing.T, u user, img *image) *holding {
+	t.Helper()
+	return d.holdBy(t, d.client(t, u, "run", "--mounts", d.shown+":/run", img.path, "--", "/run/probe", "wait"))
+}
+
+func (d *daemon) holdBy(t *testing.T, cmd *exec.Cmd) *holding {
+	t.Helper()
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {

@@ -24,6 +24,7 @@ import (
 //	eio, estale   answer every read with that error
 //	hang          answer no read until told otherwise
 //	short         answer reads with half of what they ask for
+//	blips         answer the first read of each part with EIO, and those that come after as one should
 //	swap FILE     be another file from now on
 //	grow N, ino N answer with another size or inode number
 //
@@ -51,7 +52,10 @@ func faultMain(args []string) error {
 		if err := f.command(strings.Fields(lines.Text())); err != nil {
 			return err
 		}
-		fmt.Println("done")
+		f.mu.Lock()
+		fmt.Printf("done, %d reads failed\n", f.failed)
+		f.failed = 0
+		f.mu.Unlock()
 	}
 	return srv.Unmount()
 }
@@ -63,6 +67,21 @@ type faultFS struct {
 	mode string
 	file *os.File
 	attr fuse.Attr
+
+	failed int            // reads since the last line
+	blips  map[int64]bool // parts that have had theirs
+}
+
+// blipPart is large enough for a block of an image to lie in two parts at most: storage may be asked for it four times.
+const blipPart = 256 << 10
+
+// blip reports whether a read has come to a part for the first time.
+func (f *faultFS) blip(off, length int64) (first bool) {
+	for part := off / blipPart; part <= (off+length-1)/blipPart; part++ {
+		first = first || !f.blips[part]
+		f.blips[part] = true
+	}
+	return first
 }
 
 func (f *faultFS) swap(path string) error {
@@ -92,7 +111,7 @@ func (f *faultFS) command(words []string) (err error) {
 	case "ino":
 		_, err = fmt.Sscan(words[1], &f.attr.Ino)
 	default:
-		f.mode = words[0]
+		f.mode, f.blips = words[0], make(map[int64]bool)
 	}
 	return err
 }
@@ -130,6 +149,15 @@ func (f *faultFS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fus
 		f.cond.Wait()
 	}
 	mode, file := f.mode, f.file
+	if mode == "blips" {
+		mode = "ok"
+		if f.blip(int64(in.Offset), int64(len(buf))) {
+			mode = "eio"
+		}
+	}
+	if mode == "eio" || mode == "estale" {
+		f.failed++
+	}
 	f.mu.Unlock()
 	switch mode {
 	case "eio":
@@ -187,15 +215,17 @@ func (l *lab) newStorage(t *testing.T, owner user, img *image, private bool) *st
 	return s
 }
 
-// do has it behave as a line says.
-func (s *storage) do(t *testing.T, line string) {
+// do has it behave as a line says, and returns how it answers.
+func (s *storage) do(t *testing.T, line string) (answer string) {
 	t.Helper()
 	if !within(t, bound, "the storage's answer to "+line, func() {
 		fmt.Fprintln(s.stdin, line)
 		s.out.Scan()
+		answer = s.out.Text()
 	}) {
 		t.FailNow()
 	}
+	return answer
 }
 
 // kill ends it: everything that waits for it gets an error.

@@ -11,7 +11,7 @@ import (
 func TestHostilePlaces(t *testing.T) {
 	l := newLab(t)
 	d := l.start(t)
-	trap := l.mkdir(t, users[1]) // in which root can make things, too
+	trap := mkdirIn(t, l.shown, users[1]) // in which root can make things, too
 	for _, place := range []string{"dev", "proc", "sys", "tmp", "etc"} {
 		for _, to := range []string{trap + "/made", "/proc/1/root" + trap} {
 			img, err := l.makeImage("places", 1, "-p", place+" s 777 0 0 "+to, "-e", place)

@@ -13,6 +13,7 @@ import (
 	goruntime "runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -98,10 +99,11 @@ func fill(tree string, seed uint64) (total int64, err error) {
 //
 //	probe hash DIR SECONDS   compare the files of the list in DIR, until the time is over but once at least
 //	probe cold DIR SECONDS   the same, with their pages dropped before
+//	probe cold DIR stdin     the same, until the standard input ends
 //	probe sick DIR N         the same, once, until N files have answered EIO
 //	probe wait               wait for the end of the standard input
 //
-// It prints the device of DIR and how many files it has compared.
+// It prints the device of DIR, how many files it has compared, and how many have answered EIO.
 func probe(args []string) error {
 	switch {
 	case len(args) == 1 && args[0] == "wait":
@@ -109,14 +111,20 @@ func probe(args []string) error {
 		_, err := io.Copy(io.Discard, os.Stdin)
 		return err
 	case len(args) == 3 && (args[0] == "hash" || args[0] == "cold" || args[0] == "sick"):
+		if args[2] == "stdin" {
+			var ended atomic.Bool
+			go func() { _, _ = io.Copy(io.Discard, os.Stdin); ended.Store(true) }()
+			return compareUntil(args[1], ended.Load, args[0] == "cold", 0)
+		}
 		n, err := strconv.ParseFloat(args[2], 64)
 		if err != nil {
 			return err
 		}
 		if args[0] == "sick" {
-			return compareFor(args[1], 0, true, int(n))
+			return compareUntil(args[1], func() bool { return true }, true, int(n))
 		}
-		return compareFor(args[1], time.Duration(n*float64(time.Second)), args[0] == "cold", 0)
+		end := time.Now().Add(time.Duration(n * float64(time.Second)))
+		return compareUntil(args[1], func() bool { return !time.Now().Before(end) }, args[0] == "cold", 0)
 	}
 	return fmt.Errorf("probe %q: what is that", args)
 }
@@ -139,15 +147,17 @@ func readList(dir string) (list []entry, err error) {
 	return list, nil
 }
 
-// compareFor compares the files of dir again and again until d is over, but each once, or until so many answer EIO.
-func compareFor(dir string, d time.Duration, cold bool, failures int) error {
-	end := time.Now().Add(d)
+// compareUntil compares the files of dir again and again until it is over, but each once, or until so many answer EIO.
+func compareUntil(dir string, over func() bool, cold bool, failures int) error {
+	compared, failed := 0, 0
 	list, err := readList(dir)
-	if err != nil {
+	switch {
+	case failures > 0 && errors.Is(err, unix.EIO): // then there is none to compare
+		failed = 1
+	case err != nil:
 		return err
 	}
-	compared, failed := 0, 0
-	for again := true; again; again = time.Now().Before(end) {
+	for again := true; again; again = !over() {
 		rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
 		for _, e := range list {
 			err := compare(dir, e, cold)
@@ -159,7 +169,7 @@ func compareFor(dir string, d time.Duration, cold bool, failures int) error {
 			default:
 				return err
 			}
-			if failures > 0 && failed == failures || compared > len(list) && !time.Now().Before(end) {
+			if failures > 0 && failed == failures || compared > len(list) && over() {
 				break
 			}
 		}

@@ -8,6 +8,7 @@ package servicetest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -27,6 +28,7 @@ import (
 var stages = map[string]func(args []string) error{
 	"probe":    probe,
 	"attacker": attack,
+	"attach":   attachEach,
 	"faultfs":  faultMain,
 }
 
@@ -39,18 +41,25 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	status := m.Run()
-	if shared.lab != nil {
-		os.RemoveAll(shared.lab.dir)
+	if l := shared.lab; l != nil {
+		_ = unix.Unmount(l.dir, unix.MNT_DETACH)
+		os.RemoveAll(l.dir)
+		os.RemoveAll(l.shown)
 	}
 	os.Exit(status)
 }
 
 // lab is a directory that every user can read, with what all tests share.
+//
+// Containers, those of other packages' tests too, bind the host's /tmp with all that is mounted there, and would keep mounts
+// of the service for as long as they live. So the directory is a mount that cannot be bound, and not seen in containers
+// (mount_namespaces(7)).
 type lab struct {
 	dir    string
 	squire string
 	probe  string // this program by that name
 	image  *image
+	shown  string // a directory with what containers do see: the probe, for those whose image has none that works
 }
 
 var shared struct {
@@ -95,10 +104,22 @@ func makeLab() (*lab, error) {
 	if err = os.Chmod(dir, 0o755); err != nil {
 		return l, err
 	}
+	if err = unix.Mount(dir, dir, "", unix.MS_BIND, ""); err == nil {
+		err = unix.Mount("", dir, "", unix.MS_UNBINDABLE, "")
+	}
+	if err != nil {
+		return l, fmt.Errorf("hide mounts from containers: %w", err)
+	}
 	if err = build(l.squire, ""); err != nil {
 		return l, err
 	}
 	if err = copyFile("/proc/self/exe", l.probe); err != nil {
+		return l, err
+	}
+	if l.shown, err = os.MkdirTemp("", "squire-shown"); err == nil {
+		err = errors.Join(os.Chmod(l.shown, 0o755), copyFile(l.probe, filepath.Join(l.shown, "probe")))
+	}
+	if err != nil {
 		return l, err
 	}
 	l.image, err = l.makeImage("first", 1)
@@ -167,7 +188,12 @@ func (u user) do(f func()) {
 // mkdir makes a directory that belongs to u and goes with the test, mounts on it too.
 func (l *lab) mkdir(t *testing.T, u user) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(l.dir, "dir")
+	return mkdirIn(t, l.dir, u)
+}
+
+func mkdirIn(t *testing.T, parent string, u user) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(parent, "dir")
 	if err == nil {
 		err = os.Chmod(dir, 0o755)
 	}

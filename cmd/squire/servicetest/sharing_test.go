@@ -91,7 +91,7 @@ func TestManyTasks(t *testing.T) {
 	}
 	acc := newAccount(t)
 	d := l.newDaemon(t)
-	cmd := exec.Command(d.exe, d.args("--cache", "64M")...)
+	cmd := exec.Command(d.exe, d.args("--cache", "256M")...) // room for all of the image, however it falls into the cache's parts
 	acc.enter(cmd)
 	d.launch(t, cmd)
 	d.wantAnswer(t)
@@ -148,17 +148,16 @@ func TestManyTasks(t *testing.T) {
 		used++
 		t.Logf("%d bytes of %d read from storage; FUSE: %d LOOKUP, %d OPEN, %d READ of %d bytes, %d bytes stored", i.Read,
 			img.size, i.Stats.Lookup, i.Stats.Open, i.Stats.Read, i.Stats.ReadBytes, i.Stats.Stored)
-		// Readers in front of each other may have a block read twice when the cache has lost it; 64 would be 64 times it.
-		if int64(i.Read) > img.size+img.size/2 || int64(i.Read) < img.size/2 {
+		// The tables may be read once more, by whoever asks for the superblock, and a block of which the kernel took a part
+		// only, as it was asked for while it was put into the page cache: on a busy machine 6 % were. Two copies are far more.
+		if int64(i.Read) > img.size+img.size/4 || int64(i.Read) < img.size/2 {
 			t.Errorf("%d bytes were read from storage; the image has %d", i.Read, img.size)
 		}
 	}
 	if used != 1 {
 		t.Errorf("%d images are that of the tasks", used)
 	}
-	if left := processesOf(l.squire); len(left) > 0 {
-		t.Errorf("clients, or servers of their own, are left: %v", left)
-	}
+	l.wantNoClients(t)
 	if acc == nil {
 		t.Log("no memory cgroup: the growth of the page cache was not measured")
 		return

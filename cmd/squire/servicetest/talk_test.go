@@ -21,7 +21,7 @@ type talk struct {
 }
 
 // answerBound is within what even the worst of clients gets its answer, or the end of the connection.
-const answerBound = 10 * time.Second
+const answerBound = 20 * time.Second
 
 // connect connects as u.
 func (d *daemon) connect(u user) (*talk, error) {
