@@ -68,7 +68,7 @@ start_munge() {
 	install -d -o munge -g munge -m 0700 /var/log/munge /var/lib/munge
 	chown munge: /etc/munge /etc/munge/munge.key
 	setpriv --reuid munge --regid munge --clear-groups munged </dev/null >/dev/null 2>&1 || : # another start may be first
-	wait_for 50 munge_works || fail "munged does not answer"
+	wait_for 300 munge_works || fail "munged does not answer"
 }
 
 # cgroups_work says whether the hierarchies are there that Slurm confines and kills steps with.
@@ -94,6 +94,11 @@ write_mpi() { echo "PMIxCliTmpDirBase=$dir/pmix" >"$dir/mpi.conf"; }
 # start_node starts slurmd in a mount namespace of its own, with a /dev that has the machine's nodes and its GPUs: jobs
 # see what they would on a node with GPUs, and the machine's /dev stays as it is.
 start_node() {
+	# Where mounts are not shared (mount_namespaces(7)), what somebody has mounted just now would not go in here when they
+	# unmount it, and whoever serves it would wait for this node's end.
+	sed -n 's/^[^ ]* [^ ]* [^ ]* [^ ]* \([^ ]*\) .* - fuse[. ].*/\1/p' /proc/self/mountinfo | while read -r at; do
+		umount -l "$(printf '%b' "$at")" 2>/dev/null || :
+	done
 	mkdir -p "$dir/dev"
 	mount -t tmpfs -o mode=0755 "dev-$1" "$dir/dev"
 	for file in /dev/*; do
@@ -250,7 +255,7 @@ start() {
 		start_daemon n$node
 		node=$((node + 1))
 	done
-	wait_for 300 all_idle || {
+	wait_for 900 all_idle || {
 		tail -n 5 "$dir"/log/*.log >&2
 		fail "the nodes do not come up, see $dir/log"
 	}
@@ -278,7 +283,7 @@ restart)
 	[ "${2-}" != kill ] || signal=KILL
 	stop_daemons $signal "$(pidfile "$1")"
 	start_daemon "$1"
-	wait_for 300 all_known || fail "$1 does not come back, see $dir/log"
+	wait_for 900 all_known || fail "$1 does not come back, see $dir/log"
 	;;
 node) start_node "$1" ;; # called by start_daemon
 env) echo "export SLURM_CONF=$dir/slurm.conf" ;;

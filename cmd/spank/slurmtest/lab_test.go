@@ -193,13 +193,10 @@ func (l *lab) startService() error {
 	if err := l.daemon.Start(); err != nil {
 		return err
 	}
-	for range 500 {
-		if _, err := os.Lstat(l.socket); err == nil {
-			return nil
-		}
-		time.Sleep(10 * time.Millisecond)
+	if !within(func() bool { _, err := os.Lstat(l.socket); return err == nil || done(l.daemon.Process.Pid) }) || done(l.daemon.Process.Pid) {
+		return errors.New("the node service does not start")
 	}
-	return errors.New("the node service does not start")
+	return nil
 }
 
 func (l *lab) startCluster() error {
@@ -224,7 +221,7 @@ echo %s $SLURM_JOB_ID $(ps -C squire -o cgroup= | grep -c "job_$SLURM_JOB_ID/") 
 `
 
 func (l *lab) slurm(args ...string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*bound)
 	defer cancel()
 	if out, err := exec.CommandContext(ctx, script, args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("slurm.sh %q: %w: %s", args, err, out)

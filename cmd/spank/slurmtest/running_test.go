@@ -408,7 +408,7 @@ func eventually(t *testing.T, what string, is func() bool) {
 
 // within waits until something is so, for as long as only a failure takes.
 func within(is func() bool) bool {
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(bound / 2); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		if is() {
 			return true
 		}
