@@ -154,6 +154,7 @@ func saveStage() int {
 	unix.CloseOnExec(saveLayer)
 	ctx, stop := untilSignal(context.Background())
 	defer stop()
+	go func() { unread(int(os.Stdout.Fd())); stop() }()
 	var o saveOrder
 	var sum *saveSummary
 	err := json.NewDecoder(os.Stdin).Decode(&o)
@@ -170,6 +171,18 @@ func saveStage() int {
 		return runtime.ExitFailed
 	}
 	return 0
+}
+
+// unread returns when nobody can read any more from the other end of a pipe: who waits for what comes of it was killed, and
+// with it the lock that keeps the layer as it is is gone.
+func unread(pipe int) {
+	fds := []unix.PollFd{{Fd: int32(pipe)}} // POLLERR is always told (pipe(7), poll(2))
+	for {
+		n, err := unix.Poll(fds, -1)
+		if n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
 }
 
 // save makes the image.

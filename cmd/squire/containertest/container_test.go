@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 )
 
@@ -221,7 +220,8 @@ func TestRunSave(t *testing.T) {
 	})
 }
 
-// TestSaveKilled: nothing of an image that was not finished is left.
+// TestSaveKilled: nothing of an image that was not finished is left, nor of the process that made it, also if only the one
+// that waits for it was killed.
 func TestSaveKilled(t *testing.T) {
 	each(t, func(t *testing.T, w *who) {
 		w.want(t, "", "run", "--name", "c", w.l.image, "--", "sh", "-c", "dd if=/dev/urandom of=/etc/big bs=1M count=40 2>/dev/null")
@@ -229,8 +229,15 @@ func TestSaveKilled(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		saves := func() bool { return len(w.stages("squire-save")) > 0 }
+		if !eventually(saves) {
+			t.Error("it does not begin")
+		}
+		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
+		if !eventually(func() bool { return !saves() }) {
+			t.Errorf("left: %q", w.stages("squire-save"))
+		}
 		if entries, err := os.ReadDir(w.home); err != nil {
 			t.Error(err)
 		} else {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -339,14 +340,18 @@ func (w *who) wantNothingRunning(t *testing.T) {
 	}
 }
 
-// processes describes those of runs and containers of theirs. Those of other labs are told by the program that they run.
-func (w *who) processes() (all []string) {
+// processes describes those of runs and containers of theirs.
+func (w *who) processes() []string { return w.stages("squire-init", w.l.squire+" run") }
+
+// stages describes processes of theirs whose command lines begin so. Those of other labs are told by the program that they
+// run.
+func (w *who) stages(begin ...string) (all []string) {
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range dirs {
 		line, _ := os.ReadFile(dir + "/cmdline")
 		text := strings.ReplaceAll(string(line), "\x00", " ")
 		exe, err := os.Readlink(dir + "/exe")
-		if err != nil || exe != w.l.squire || !strings.HasPrefix(text, "squire-init") && !strings.HasPrefix(text, w.l.squire+" run") {
+		if err != nil || exe != w.l.squire || !slices.ContainsFunc(begin, func(b string) bool { return strings.HasPrefix(text, b) }) {
 			continue
 		}
 		if env, err := os.ReadFile(dir + "/environ"); err == nil && strings.Contains(string(env), w.data) {
