@@ -348,7 +348,7 @@ func (d *daemon) connections() map[string]string {
 func (d *daemon) wantUnmounted(t *testing.T) {
 	t.Helper()
 	if !eventually(t, "no image is left", func() bool { return len(d.report(t).Images) == 0 && len(d.connections()) == 0 }) {
-		t.Errorf("images %+v, connections %v", d.report(t).Images, d.connections())
+		t.Errorf("images %+v, connections %v\n%s", d.report(t).Images, d.connections(), d.mountHolders())
 	}
 }
 

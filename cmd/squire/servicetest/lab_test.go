@@ -223,6 +223,29 @@ func mountsBelow(dir string) (dirs []string) {
 	return dirs
 }
 
+// mountHolders tells which mounts of the lab's images there are, in the namespaces of which processes: as long as there is
+// one anywhere, its image is not gone.
+func (l *lab) mountHolders() string {
+	var b strings.Builder
+	seen := make(map[string]bool)
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		ns, err := os.Readlink(dir + "/ns/mnt")
+		if err != nil || seen[ns] {
+			continue
+		}
+		seen[ns] = true
+		text, _ := os.ReadFile(dir + "/mountinfo")
+		for line := range strings.Lines(string(text)) {
+			if strings.Contains(line, " fuse.squire ") && strings.Contains(line, l.dir) {
+				argv, _ := os.ReadFile(dir + "/cmdline")
+				fmt.Fprintf(&b, "process %s, %q: %s", filepath.Base(dir), argv, line)
+			}
+		}
+	}
+	return b.String()
+}
+
 // result is how a command ended.
 type result struct {
 	stdout, stderr string
@@ -230,7 +253,7 @@ type result struct {
 }
 
 // bound is how long commands may take that should take no time: not a measure, but the end of a test that hangs.
-const bound = 30 * time.Second
+const bound = time.Minute
 
 // command prepares a command of u in a session of its own, for at most limit.
 func command(t *testing.T, u user, limit time.Duration, argv ...string) *exec.Cmd {

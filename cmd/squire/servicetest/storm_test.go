@@ -175,7 +175,7 @@ func TestStoreForgets(t *testing.T) {
 	m.mu.Unlock()
 	m.killMain()
 	// Clients have half a minute to come back.
-	time.Sleep(bound)
+	time.Sleep(30 * time.Second)
 	eventually(t, "the store is empty, or as it is without images", func() bool {
 		r := m.ask()
 		return r != nil && len(r.Images) == 0 && len(m.stores()) <= 1
