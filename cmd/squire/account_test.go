@@ -66,7 +66,7 @@ func TestAccount(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	b := make([]byte, 4096)
-	if err = log.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err = log.SetReadDeadline(time.Now().Add(testBound)); err != nil {
 		t.Fatal(err)
 	}
 	n, err := log.Read(b)

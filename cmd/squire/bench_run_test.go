@@ -82,7 +82,7 @@ func newBenchLab(t *testing.T) *lab {
 }
 
 func testBench(t *testing.T, l *lab, who user) {
-	dir := l.mkdir(t, who)
+	dir := l.mountPoint(t, who)
 	picture := filepath.Join(dir, "report.svg")
 	r := l.run(t, who, l.squire, "bench", "--rounds", "1", "--limit", "10s", "--dir", dir, "--json", "-", "--report", picture,
 		"--peer", "mine="+l.squire+" mount IMAGE DIR", "--image", l.images["tiny"])
@@ -131,7 +131,7 @@ func testBench(t *testing.T, l *lab, who user) {
 
 // testBenchStuck has a peer whose server never answers: it fails, and goes away.
 func testBenchStuck(t *testing.T, l *lab, who user) {
-	dir := l.mkdir(t, who)
+	dir := l.mountPoint(t, who)
 	script := l.file(t, "stuck", []byte(`#!/bin/sh
 "$1" mount "$2" "$3" || exit
 for p in /proc/[0-9]*; do
@@ -152,7 +152,7 @@ exit 0
 
 // testBenchInterrupted ends a run in its middle.
 func testBenchInterrupted(t *testing.T, l *lab, who user) {
-	dir := l.mkdir(t, who)
+	dir := l.mountPoint(t, who)
 	cmd := l.command(t.Context(), who, l.squire, "bench", "--rounds", "1000000", "--limit", "10s", "--dir", dir, "--peers", "squire", l.images["tiny"])
 	out, err := os.Create(filepath.Join(t.TempDir(), "out"))
 	if err != nil {

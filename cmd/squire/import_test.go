@@ -556,11 +556,11 @@ func TestImportInterrupted(t *testing.T) {
 		var says bytes.Buffer
 		cmd.Stderr = &says
 		reg.asked()
-		reg.set(20*time.Millisecond, 0) // 5 s in all
+		reg.set(200*time.Millisecond, 0) // 50 s in all
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		if !waitUntil(20*time.Second, func() bool { return reg.asked() > 0 }) {
+		if !waitUntil(testBound, func() bool { return reg.asked() > 0 }) {
 			t.Fatal("nothing is asked for")
 		}
 		time.Sleep(rand.N(300 * time.Millisecond))

@@ -132,7 +132,7 @@ func (w *terminal) Write(b []byte) (int, error) {
 func (w *terminal) wait(t *testing.T, words ...string) string {
 	t.Helper()
 	var text string
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(testBound); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		w.mu.Lock()
 		text = w.text.String()
 		w.mu.Unlock()
@@ -145,7 +145,7 @@ func (w *terminal) wait(t *testing.T, words ...string) string {
 			return text
 		}
 	}
-	t.Fatalf("no %q within 10 s in\n%q", words, text)
+	t.Fatalf("no %q in time in\n%q", words, text)
 	return ""
 }
 

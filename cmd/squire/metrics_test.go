@@ -245,7 +245,7 @@ func metricsServer(t *testing.T, report func() (*noded.Report, error)) (client *
 }
 
 func metricsClient(socket string) *http.Client {
-	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
+	return &http.Client{Timeout: testBound, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socket)
@@ -381,7 +381,7 @@ func TestMetricsStage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*testBound)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	cmd.Args, cmd.Stderr, cmd.ExtraFiles = []string{noded.MetricsName}, os.Stderr, []*os.File{theirs, f}
@@ -405,7 +405,7 @@ func TestMetricsStage(t *testing.T) {
 	keeper.Close()
 	select {
 	case <-ended:
-	case <-time.After(20 * time.Second):
+	case <-time.After(testBound):
 		t.Error("it does not end with the keeper")
 	}
 }

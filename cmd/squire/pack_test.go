@@ -362,7 +362,7 @@ func TestPackNamedPipe(t *testing.T) {
 	if err := errors.Join(os.Mkdir(filepath.Dir(image), 0o755), unix.Mkfifo(pipe, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*testBound)
 	defer cancel()
 	cmd := command(ctx, os.Getuid(), "pack", "-q", pipe, image)
 	if err := cmd.Start(); err != nil {

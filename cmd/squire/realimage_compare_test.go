@@ -33,7 +33,7 @@ type node struct {
 
 // testCompare mounts an image with the kernel's squashfs and with squire, and wants to see no difference.
 func testCompare(t *testing.T, l *lab, image string) {
-	kernel, ours := l.mkdir(t, user{}), l.mkdir(t, user{})
+	kernel, ours := l.mountPoint(t, user{}), l.mountPoint(t, user{})
 	if r := l.run(t, user{}, "mount", "-t", "squashfs", "-o", "loop,ro", image, kernel); r.status != 0 {
 		t.Skipf("the kernel does not mount squashfs here: %s", r.stderr)
 	}

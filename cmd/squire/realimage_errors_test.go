@@ -74,7 +74,7 @@ func testBadInput(t *testing.T, l *lab, who user) {
 		words := append(tt.words, filepath.Base(tt.image))
 		for verb, argv := range map[string][]string{
 			"run":     {"run", tt.image, "--", "true"},
-			"mount":   {"mount", tt.image, l.mkdir(t, who)},
+			"mount":   {"mount", tt.image, l.mountPoint(t, who)},
 			"inspect": {"inspect", tt.image},
 			"ls":      {"ls", tt.image},
 			"cat":     {"cat", tt.image, "/etc/passwd"},

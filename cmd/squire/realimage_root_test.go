@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 )
 
 // packageScript makes a Debian package whose files belong to several users, and which sets owners and modes when
@@ -53,7 +52,7 @@ func testPackages(t *testing.T, l *lab, who user) {
 
 // testExec adds a command to a container.
 func testExec(t *testing.T, l *lab, who user) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*bound)
 	defer cancel()
 	cmd := l.command(ctx, who, l.squire, "run", "--unshare", "ipc", "--set-env", "A=run", l.images["zstd"], "--", "sh", "-c", "touch /dev/shm/first; echo started; exec sleep 60")
 	out, err := cmd.StdoutPipe()

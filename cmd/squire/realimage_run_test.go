@@ -29,7 +29,7 @@ func testPythonAtOnce(t *testing.T, l *lab, who user) {
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 3*bound)
 			defer cancel()
 			out, err := l.command(ctx, who, l.squire, "run", l.images["zstd"], "--", "python3", "-c", script).CombinedOutput()
 			if err != nil || string(out) != "10\n" {
@@ -49,7 +49,7 @@ func testKilled(t *testing.T, l *lab, who user) {
 	words := []string{word(1), word(2), word(3)}
 	shell := fmt.Sprintf("(setsid sh -c 'sleep %s & sleep %s' &) ; sleep %s; true", words[0], words[1], words[2])
 
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*bound)
 	defer cancel()
 	cmd := l.command(ctx, who, l.squire, "run", l.images["zstd"], "--", "sh", "-c", shell)
 	if err := cmd.Start(); err != nil {
@@ -63,7 +63,7 @@ func testKilled(t *testing.T, l *lab, who user) {
 	sleeping := func() bool {
 		return !slices.ContainsFunc(words, func(w string) bool { return !l.sleeps(w) })
 	}
-	if !eventually(20*time.Second, sleeping) {
+	if !eventually(bound, sleeping) {
 		t.Errorf("the container's processes did not start: %s", describe(l.processes(words...)))
 	}
 	// Where something is laid over the image, its mount is in no list of mounts: it lasts as long as these processes.

@@ -55,11 +55,11 @@ func TestServiceSeen(t *testing.T) {
 			t.Fatalf("%s: %s", name, describe(pids))
 		}
 		_ = syscall.Kill(pids[0], syscall.SIGKILL)
-		if !eventually(10*time.Second, func() bool { now := l.stages(name); return len(now) == 1 && now[0] != pids[0] }) {
+		if !eventually(bound, func() bool { now := l.stages(name); return len(now) == 1 && now[0] != pids[0] }) {
 			t.Fatalf("no other %s: %s", name, describe(l.stages(name)))
 		}
 	}
-	if !eventually(10*time.Second, func() bool { return l.metric(t, metrics, `squire_restarts_total{process="server"}`) == 1 }) {
+	if !eventually(bound, func() bool { return l.metric(t, metrics, `squire_restarts_total{process="server"}`) == 1 }) {
 		t.Error("no restart was counted")
 	}
 	if after := l.metric(t, metrics, "squire_image_requests_total"); after < before {
@@ -79,7 +79,7 @@ func TestServiceSeen(t *testing.T) {
 // fetch gets a path from a service's socket for metrics, which may be between two processes.
 func (l *lab) fetch(t *testing.T, socket, path string) string {
 	t.Helper()
-	c := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
+	c := &http.Client{Timeout: bound, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socket)

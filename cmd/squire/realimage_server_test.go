@@ -16,7 +16,7 @@ import (
 // start starts a command and returns when a file that it makes in dir, called ready, is there.
 func (l *lab) start(t *testing.T, who user, dir string, argv ...string) (cmd *exec.Cmd, stderr *bytes.Buffer) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*bound)
 	t.Cleanup(cancel)
 	cmd = l.command(ctx, who, argv...)
 	stderr = new(bytes.Buffer)
@@ -25,8 +25,8 @@ func (l *lab) start(t *testing.T, who user, dir string, argv ...string) (cmd *ex
 		t.Fatal(err)
 	}
 	ready := func() bool { _, err := os.Stat(filepath.Join(dir, "ready")); return err == nil }
-	if !eventually(20*time.Second, ready) {
-		t.Fatalf("%q did not get ready; stderr: %s", argv, stderr)
+	if !eventually(bound, ready) {
+		t.Fatalf("%q did not get ready; processes: %s; stderr: %s", argv, describe(l.processes()), stderr)
 	}
 	t.Cleanup(func() { os.Remove(filepath.Join(dir, "ready")) })
 	return cmd, stderr
@@ -72,12 +72,13 @@ func testServerKilledReading(t *testing.T, l *lab, who user) {
 	for range 5 {
 		dir := l.mkdir(t, who)
 		cmd, stderr := l.start(t, who, dir, l.squire, "run", l.images["zstd"], "--",
-			"sh", "-c", "touch "+dir+"/ready; for d in lib bin sbin share; do find /usr/$d -type f -exec cat {} + >/dev/null & done; wait; exit 3")
+			"sh", "-c", "touch "+dir+"/ready; for d in lib bin sbin share; do while [ -e "+dir+"/ready ]; do find /usr/$d -type f -exec cat {} + >/dev/null; done & done; wait; exit 3")
 		time.Sleep(200 * time.Millisecond)
 		server := l.server(t)
 		if err := syscall.Kill(server, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
+		os.Remove(filepath.Join(dir, "ready")) // what is in the page cache could be read for ever
 		ended := make(chan error, 1)
 		go func() { ended <- cmd.Wait() }()
 		select {
@@ -85,7 +86,7 @@ func testServerKilledReading(t *testing.T, l *lab, who user) {
 			if err == nil || !strings.Contains(stderr.String(), "the image server ended early (killed)") {
 				t.Errorf("%v; stderr: %s", err, stderr)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(bound):
 			t.Fatalf("the container hangs after its server was killed: %s", describe(l.processes()))
 		}
 		l.wantNothingLeft(t)
@@ -156,7 +157,7 @@ while True: time.sleep(1)`
 // testMountLife wants mounts to come and go as a user types it: the command returns while a reader waits for its
 // output to end, a link to the directory will do, and a mount whose server died can be cleared away.
 func testMountLife(t *testing.T, l *lab, who user) {
-	dir := l.mkdir(t, who)
+	dir := l.mountPoint(t, who)
 	link := dir + ".link"
 	if err := os.Symlink(filepath.Base(dir), link); err != nil {
 		t.Fatal(err)
@@ -204,8 +205,8 @@ func testForeground(t *testing.T, l *lab, who user) {
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			dir := l.mkdir(t, who)
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			dir := l.mountPoint(t, who)
+			ctx, cancel := context.WithTimeout(t.Context(), 3*bound)
 			defer cancel()
 			cmd := l.command(ctx, who, l.squire, "mount", "-f", l.images["zstd"], dir)
 			var stderr bytes.Buffer
@@ -214,7 +215,7 @@ func testForeground(t *testing.T, l *lab, who user) {
 				t.Fatal(err)
 			}
 			mounted := func() bool { return l.run(t, who, "test", "-e", dir+"/etc/os-release").status == 0 }
-			if !eventually(20*time.Second, mounted) {
+			if !eventually(bound, mounted) {
 				t.Fatalf("no mount; stderr: %s", &stderr)
 			}
 			if err := tt.end(cmd.Process.Pid, l.server(t)); err != nil {

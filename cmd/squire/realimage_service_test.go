@@ -77,7 +77,7 @@ func (l *lab) daemon(t *testing.T, flags ...string) service {
 			if err != nil {
 				t.Errorf("the service ended with %v; it said: %s", err, &log)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(bound):
 			t.Error("the service does not end")
 			_ = cmd.Process.Kill()
 			<-ended
@@ -86,7 +86,7 @@ func (l *lab) daemon(t *testing.T, flags ...string) service {
 		os.RemoveAll(dir)
 	})
 	s := service{"SQUIRE_SERVICE=node", "SQUIRE_SOCKET=" + socket}
-	if !eventually(20*time.Second, func() bool { _, err := os.Stat(socket); return err == nil }) {
+	if !eventually(bound, func() bool { _, err := os.Stat(socket); return err == nil }) {
 		t.Fatal("the service makes no socket")
 	}
 	return s
@@ -114,8 +114,8 @@ func (l *lab) wantIdle(t *testing.T, words ...string) {
 		}
 		return pids
 	}
-	if !eventually(10*time.Second, func() bool { return len(l.mounts()) == 0 && len(busy()) == 0 }) {
-		t.Errorf("10 s later there are still mounts %v and processes %s", l.mounts(), describe(busy()))
+	if !eventually(leaving, func() bool { return len(l.mounts()) == 0 && len(busy()) == 0 }) {
+		t.Errorf("%s later there are still mounts %v, in the namespaces of %s, and processes %s", leaving, l.mounts(), l.mounters(), describe(busy()))
 	}
 }
 
@@ -212,7 +212,7 @@ func testServiceMount(t *testing.T, l *lab, s service, who user) {
 		if who.cred != nil {
 			options, _, _ = strings.Cut(options, ",")
 		}
-		dir := l.mkdir(t, who)
+		dir := l.mountPoint(t, who)
 		if r := l.run(t, who, squire("mount", "-o", options, l.images["zstd"], dir)...); r != (result{}) {
 			t.Fatalf("mount: %+v", r)
 		}
@@ -239,7 +239,7 @@ func testServiceMount(t *testing.T, l *lab, s service, who user) {
 			t.Errorf("umount twice: %+v", r)
 		}
 	}
-	dir := l.mkdir(t, who)
+	dir := l.mountPoint(t, who)
 	if r := l.run(t, who, squire("mount", l.images["zstd"], dir)...); r != (result{}) {
 		t.Fatalf("mount: %+v", r)
 	}
@@ -267,7 +267,7 @@ func testServiceMount(t *testing.T, l *lab, s service, who user) {
 // to stay free of it.
 func testServiceMountOthers(t *testing.T, l *lab, s service) {
 	who := mounters[1]
-	dir, roots := l.mkdir(t, who), l.mkdir(t, mounters[0])
+	dir, roots := l.mountPoint(t, who), l.mountPoint(t, mounters[0])
 	if r := l.run(t, who, l.with(s, "mount", l.images["zstd"], roots)...); r.status != statusFailed || !strings.Contains(r.stderr, roots) {
 		t.Errorf("mount on root's directory: %+v", r)
 	}
@@ -309,7 +309,7 @@ func (l *lab) mount8(t *testing.T, s service, script string) result {
 }
 
 func testMount8(t *testing.T, l *lab, node service) {
-	image, dir := l.images["zstd"], l.mkdir(t, users[0])
+	image, dir := l.images["zstd"], l.mountPoint(t, users[0])
 	table := l.file(t, "fstab", fmt.Appendf(nil, "%s %s squire ro,nofail,noexec,x-systemd.requires=network.target 0 0\n", image, dir))
 	missing := l.file(t, "fstab-missing", fmt.Appendf(nil, "/no/such.sqsh %s squire ro,nofail 0 0\n", dir))
 	look := "; grep -c ^root: " + dir + "/etc/passwd; grep " + dir + " /proc/self/mountinfo | grep -o 'fuse.squire [^ ]*'; umount " + dir
@@ -352,7 +352,7 @@ func testMount8(t *testing.T, l *lab, node service) {
 // testServiceLimit wants who comes to a service that is full to do without.
 func testServiceLimit(t *testing.T, l *lab) {
 	s := l.daemon(t, "--limit-images", "1")
-	dir, second := l.mkdir(t, users[0]), l.mkdir(t, users[0])
+	dir, second := l.mountPoint(t, users[0]), l.mountPoint(t, users[0])
 	if r := l.run(t, users[0], l.with(s, "mount", l.images["zstd"], dir)...); r != (result{}) {
 		t.Fatalf("mount: %+v", r)
 	}
@@ -416,7 +416,7 @@ func (l *lab) endOwn(t *testing.T) {
 	for _, pid := range l.stages("squire-own ") {
 		_ = syscall.Kill(pid, syscall.SIGTERM)
 	}
-	if !eventually(10*time.Second, func() bool { return len(l.processes()) == 0 }) {
+	if !eventually(leaving, func() bool { return len(l.processes()) == 0 }) {
 		t.Errorf("still there: %s", describe(l.processes()))
 		for _, pid := range l.processes() {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
@@ -477,7 +477,7 @@ func testOwn(t *testing.T, l *lab) {
 // testOwnAtOnce starts eight tasks at the same moment, of which one starts the service.
 func testOwnAtOnce(t *testing.T, l *lab) {
 	defer l.endOwn(t)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*bound)
 	defer cancel()
 	outputs := make(chan string, 8)
 	for range cap(outputs) {

@@ -17,7 +17,7 @@ func readable(t *testing.T) (r, w *os.File) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.Close(); w.Close() })
-	_ = r.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = r.SetReadDeadline(time.Now().Add(testBound))
 	return r, w
 }
 
@@ -75,7 +75,7 @@ func TestStepWordsKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer write.Close()
-	_ = write.SetWriteDeadline(time.Now().Add(10 * time.Second))
+	_ = write.SetWriteDeadline(time.Now().Add(testBound))
 	if _, err = write.Write(bytes.Repeat([]byte{'x'}, 4*maxKept)); err != nil {
 		t.Fatal(err)
 	}

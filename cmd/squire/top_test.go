@@ -264,22 +264,19 @@ func (term *ptyPair) forget() {
 
 func (term *ptyPair) want(t *testing.T, s string) {
 	t.Helper()
-	for range 1000 {
-		if term.has(s) {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
+	if soon(func() bool { return term.has(s) }) {
+		return
 	}
 	term.mu.Lock()
 	defer term.mu.Unlock()
 	text := term.text.String()
-	t.Fatalf("no %q within 10 s on the terminal, but at last %q", s, text[max(len(text)-1500, 0):])
+	t.Fatalf("no %q in time on the terminal, but at last %q", s, text[max(len(text)-1500, 0):])
 }
 
 // topOn runs top on a terminal.
 func topOn(t *testing.T, term *ptyPair, args ...string) (cmd *exec.Cmd, signal func(os.Signal)) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*testBound)
 	t.Cleanup(cancel)
 	c := command(ctx, os.Getuid(), append([]string{"top", "-d", "0.1"}, args...)...)
 	c.Stdin, c.Stdout, c.Stderr = term.slave, term.slave, term.slave
@@ -371,15 +368,11 @@ func testTopKeys(t *testing.T, s *standIn) {
 // waitStopped waits until a process is stopped.
 func waitStopped(t *testing.T, pid int) {
 	t.Helper()
-	for range 1000 {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if strings.Contains(string(b), "State:\tT") {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
+	var status []byte
+	if !soon(func() bool {
+		status, _ = os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		return strings.Contains(string(status), "State:\tT")
+	}) {
+		t.Fatalf("it does not stop: %s", status)
 	}
-	t.Fatal("it does not stop within 10 s")
 }
