@@ -317,7 +317,7 @@ func TestHostileEnvironment(t *testing.T) {
 			"GOTRACEBACK=crash", "GOMAXPROCS=1000", "BASH_ENV=/no/such", "ENV=/no/such", "IFS=/", "NVIDIA_VISIBLE_DEVICES=../../../etc", "TMPDIR=/no/such",
 			"LINES=a\nb=c", "NAME WITH BLANK=x", "EQUALS==", "=EMPTY",
 		}
-		cmd := runner(t, w, Spec{Dir: root, Environ: hostile, Command: []string{"/bin/sh", "-c", `/bin/env; echo started; exec sleep 60`}})
+		cmd := runner(t, w, Spec{Dir: root, Environ: hostile, Command: []string{"/bin/sh", "-c", `/bin/env; echo started; exec sleep 600`}})
 		cmd.Env = append(cmd.Env, hostile...)
 		out, err := cmd.StdoutPipe()
 		if err != nil {
@@ -384,10 +384,10 @@ func TestPoorCaller(t *testing.T) {
 			cmd.Path, cmd.ExtraFiles = "/bin/bash", []*os.File{self}
 			cmd.Args = []string{"bash", "-c", change + ` bash -c 'exec -a ` + runnerName + ` /proc/self/fd/3'`}
 			var stdout, stderr bytes.Buffer
-			cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &stdout, &stderr, time.Second
-			timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
+			cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &stdout, &stderr, limit
+			stop := limited(t, cmd)
 			err = cmd.Run()
-			timer.Stop()
+			stop()
 			self.Close()
 			status, words := cmd.ProcessState.ExitCode(), stderr.String()
 			ran := status == 0 && (stdout.String() == "ran\n" || strings.Contains(change, ">&-"))

@@ -54,12 +54,7 @@ func execute(t *testing.T, cmd *exec.Cmd) result {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	timer := time.AfterFunc(20*time.Second, func() {
-		if cmd.Process != nil {
-			_ = cmd.Process.Kill()
-		}
-	})
-	defer timer.Stop()
+	defer limited(t, cmd)()
 	var exit *exec.ExitError
 	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
@@ -71,7 +66,7 @@ func execute(t *testing.T, cmd *exec.Cmd) result {
 // host, and returns its runner's and that.
 func background(t *testing.T, w who, s Spec) (runnerPID, commandPID int) {
 	t.Helper()
-	s.Command = []string{"/bin/sh", "-c", "echo started; exec sleep 60"}
+	s.Command = []string{"/bin/sh", "-c", "echo started; exec sleep 600"}
 	cmd := runner(t, w, s)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -166,8 +161,7 @@ func TestExec(t *testing.T) {
 			if err = cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
-			defer timer.Stop()
+			defer limited(t, cmd)()
 			lines := newLines(out)
 			lines.want(t, "started")
 			_ = cmd.Process.Signal(syscall.SIGUSR1)
@@ -186,8 +180,7 @@ func TestExec(t *testing.T) {
 				if err := cmd.Start(); err != nil {
 					t.Fatal(err)
 				}
-				timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
-				defer timer.Stop()
+				defer limited(t, cmd)()
 				cmds = append(cmds, cmd)
 			}
 			for i, cmd := range cmds {
@@ -215,8 +208,7 @@ func TestExecEnds(t *testing.T) {
 				if err = cmd.Start(); err != nil {
 					t.Fatal(err)
 				}
-				timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
-				defer timer.Stop()
+				defer limited(t, cmd)()
 				newLines(out).want(t, "started")
 				victim := map[string]int{"client killed": cmd.Process.Pid, "runner killed": runnerPID, "command ended": commandPID}[how]
 				if err := unix.Kill(victim, unix.SIGKILL); err != nil {
@@ -377,8 +369,7 @@ func TestExecTerminal(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
-		defer timer.Stop()
+		defer limited(t, cmd)()
 		lines := newLines(trimCR{master})
 		for _, line := range []string{"/dev/pts/0", "33 99", "hi", "started"} {
 			lines.want(t, line)

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -11,6 +12,20 @@ import (
 	"testing"
 	"time"
 )
+
+// limit is of what takes much less, on a machine that has other things to do as well.
+const limit = time.Minute
+
+// limited kills a command when it takes too long, until the function that it returns is called.
+func limited(t *testing.T, cmd *exec.Cmd) (stop func()) {
+	timer := time.AfterFunc(limit, func() {
+		t.Errorf("%q takes more than %v", cmd.Args, limit)
+		if cmd.Process != nil {
+			_ = cmd.Process.Kill()
+		}
+	})
+	return func() { timer.Stop() }
+}
 
 // lines reads lines in the background.
 type lines struct{ ch chan string }
@@ -29,18 +44,20 @@ func newLines(r io.Reader) *lines {
 // want waits for a line, skipping others.
 func (l *lines) want(t *testing.T, line string) {
 	t.Helper()
-	timeout := time.After(10 * time.Second)
+	timeout := time.After(limit)
+	var others []string
 	for {
 		select {
 		case got, ok := <-l.ch:
 			if !ok {
-				t.Fatalf("output ended without %q", line)
+				t.Fatalf("output ended without %q, after %q", line, others)
 			}
 			if got == line {
 				return
 			}
+			others = append(others, got)
 		case <-timeout:
-			t.Fatalf("no line %q within 10 s", line)
+			t.Fatalf("no line %q within %v, but %q", line, limit, others)
 		}
 	}
 }
@@ -67,12 +84,11 @@ func startUntil(t *testing.T, w who, s Spec, line string) (stop func()) {
 
 func waitFor(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if cond() {
-			return
+	for end := time.Now().Add(limit); !cond(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited %v for %s", limit, what)
 		}
 	}
-	t.Fatalf("waited 10 s for %s", what)
 }
 
 // withArgument lists the processes that have arg as an argument.

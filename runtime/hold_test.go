@@ -15,7 +15,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -104,8 +103,8 @@ func startHolder(t *testing.T, w who, s Spec) *holder {
 	if err = h.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	timer := time.AfterFunc(20*time.Second, func() { _ = h.cmd.Process.Kill() })
-	t.Cleanup(func() { timer.Stop(); h.end() })
+	stop := limited(t, h.cmd)
+	t.Cleanup(func() { h.end(); stop() })
 	h.out = json.NewDecoder(out)
 	if err = h.out.Decode(&h.heldText); err != nil {
 		t.Fatal(err)
@@ -145,7 +144,7 @@ func (h *holder) join(script string) *exec.Cmd {
 	cmd := exec.Command("nsenter", append(args, "--", "/bin/sh", "-c", script)...)
 	cmd.Dir = "/"
 	cmd.SysProcAttr = h.cmd.SysProcAttr
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = limit
 	return cmd
 }
 
@@ -224,8 +223,14 @@ func TestHoldEnds(t *testing.T) {
 	forUsers(t, func(t *testing.T, w who, root string) {
 		for _, how := range []string{"end", "kill"} {
 			h := startHolder(t, w, Spec{Dir: root, Image: root, Writable: true})
+			// It is kept open: else the next namespace, of whoever makes one, may have the number of this one.
+			file, err := os.Open(fmt.Sprintf("/proc/%d/fd/%d", h.cmd.Process.Pid, h.Files[slices.Index(h.Kinds, "mnt")]))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer file.Close()
 			var ns unix.Stat_t
-			if err := unix.Stat(fmt.Sprintf("/proc/%d/fd/%d", h.cmd.Process.Pid, h.Files[slices.Index(h.Kinds, "mnt")]), &ns); err != nil {
+			if err = unix.Fstat(int(file.Fd()), &ns); err != nil {
 				t.Fatal(err)
 			}
 			task := h.join("echo there; read x; ls /bin/cat")

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -88,8 +87,7 @@ func prepared(t *testing.T, w who, s Spec, prepare string) string {
 	defer self.Close()
 	cmd.Path, cmd.ExtraFiles = "/bin/bash", []*os.File{self}
 	cmd.Args = []string{"bash", "-c", prepare + ` bash -c "exec -a ` + runnerName + ` /proc/self/fd/3"`}
-	timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
-	defer timer.Stop()
+	defer limited(t, cmd)()
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -160,8 +158,7 @@ func TestRunPIDNamespace(t *testing.T) {
 			if err = cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
-			defer timer.Stop()
+			defer limited(t, cmd)()
 			lines := newLines(out)
 			lines.want(t, "started")
 			_ = cmd.Process.Signal(syscall.SIGUSR1)
@@ -176,7 +173,7 @@ func TestRunPIDNamespace(t *testing.T) {
 		for i, how := range []string{"normally", "runner killed", "group killed"} {
 			t.Run("ends "+how, func(t *testing.T) {
 				mark := 970000 + os.Getpid()%10000*10 + i*2 + min(w.uid, 1)
-				end := map[bool]string{true: "sleep 0.2", false: "sleep 60"}[how == "normally"]
+				end := map[bool]string{true: "sleep 0.2", false: "sleep 600"}[how == "normally"]
 				cmd := runner(t, w, Spec{Dir: root, Unshare: pid, Command: []string{"/bin/sh", "-c", fmt.Sprintf("(setsid sleep %d &); sleep 0.1; echo started; %s", mark, end)}})
 				cmd.SysProcAttr.Setpgid = true
 				out, err := cmd.StdoutPipe()
@@ -186,8 +183,7 @@ func TestRunPIDNamespace(t *testing.T) {
 				if err = cmd.Start(); err != nil {
 					t.Fatal(err)
 				}
-				timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
-				defer timer.Stop()
+				defer limited(t, cmd)()
 				newLines(out).want(t, "started")
 				switch how {
 				case "runner killed":

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -214,12 +213,11 @@ func run(t *testing.T, w who, s Spec) result {
 	cmd := runner(t, w, s)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = limit
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
-	defer timer.Stop()
+	defer limited(t, cmd)()
 	err := cmd.Wait()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
@@ -452,7 +450,7 @@ func TestRunWritable(t *testing.T) {
 		})
 		t.Run("in use", func(t *testing.T) {
 			upper := filepath.Join(publicDir(t, w), "u")
-			s := Spec{Dir: root, Writable: true, Upper: upper, Command: []string{"/bin/sh", "-c", "echo started; sleep 30"}}
+			s := Spec{Dir: root, Writable: true, Upper: upper, Command: []string{"/bin/sh", "-c", "echo started; sleep 600"}}
 			stop := startUntil(t, w, s, "started")
 			defer stop()
 			s.Command = []string{"/bin/true"}
@@ -521,8 +519,7 @@ func TestRunSignals(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
-		defer timer.Stop()
+		defer limited(t, cmd)()
 		lines := newLines(out)
 		lines.want(t, "started")
 		for sig, name := range map[syscall.Signal]string{
@@ -551,12 +548,13 @@ func TestRunEnds(t *testing.T) {
 		for i, how := range []string{"normally", "runner killed", "init killed", "group killed"} {
 			t.Run(how, func(t *testing.T) {
 				mark := 870000 + os.Getpid()%10000*10 + i*2 + min(w.uid, 1)
-				end := "sleep 60"
-				if how == "normally" {
-					end = "sleep 0.2; true"
-				}
-				cmd := runner(t, w, Spec{Dir: root, Command: []string{"/bin/sh", "-c", fmt.Sprintf(daemon, mark) + end}})
+				cmd := runner(t, w, Spec{Dir: root, Command: []string{"/bin/sh", "-c", fmt.Sprintf(daemon, mark) + "read line; true"}})
 				cmd.SysProcAttr.Setpgid = true
+				in, err := cmd.StdinPipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer in.Close()
 				out, err := cmd.StdoutPipe()
 				if err != nil {
 					t.Fatal(err)
@@ -564,11 +562,12 @@ func TestRunEnds(t *testing.T) {
 				if err = cmd.Start(); err != nil {
 					t.Fatal(err)
 				}
-				timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
-				defer timer.Stop()
+				defer limited(t, cmd)()
 				newLines(out).want(t, "started")
 				waitFor(t, "the daemon to start", func() bool { return len(withArgument(strconv.Itoa(mark))) >= 2 })
 				switch how {
+				case "normally":
+					in.Close()
 				case "runner killed":
 					_ = cmd.Process.Kill()
 				case "group killed":

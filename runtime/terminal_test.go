@@ -71,14 +71,21 @@ func testTerminal(t *testing.T, w who, bash string, s Spec) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
-	defer timer.Stop()
+	defer limited(t, cmd)()
 	defer cmd.Process.Kill()
 	slave.Close()
+	foreground := func() int {
+		group, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPGRP)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return group
+	}
 	lines := newLines(trimCR{master})
 	lines.want(t, "/dev/console")
 	lines.want(t, "hi")
 	lines.want(t, "started")
+	job := foreground()
 	press := func(key string) {
 		if _, err := master.WriteString(key); err != nil {
 			t.Fatal(err)
@@ -89,7 +96,7 @@ func testTerminal(t *testing.T, w who, bash string, s Spec) {
 	time.Sleep(300 * time.Millisecond) // for a second one to come, wrongly
 	press("\x1a")
 	lines.want(t, "stopped")
-	time.Sleep(100 * time.Millisecond) // for fg
+	waitFor(t, "fg", func() bool { return foreground() == job })
 	press("\x03")
 	lines.want(t, "^Cint 2")
 	lines.want(t, "status 9")
