@@ -268,7 +268,7 @@ func TestGreeting(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := wire.NewConn(sock.(*net.UnixConn))
-		c.SetDeadline(time.Now().Add(10 * time.Second))
+		c.SetDeadline(time.Now().Add(limit))
 		t.Cleanup(func() { c.Close() })
 		return c
 	}
@@ -301,7 +301,7 @@ func TestSlowClient(t *testing.T) {
 	}
 	conn := wire.NewConn(sock)
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	conn.SetDeadline(time.Now().Add(limit))
 	if err = conn.Send(&Hello{Magic: helloMagic, Version: Version}); err != nil {
 		t.Fatal(err)
 	}
@@ -371,9 +371,16 @@ func TestCounters(t *testing.T) {
 	expect := func(read, total uint64) {
 		t.Helper()
 		time.Sleep(60 * time.Millisecond) // counters are asked for so often at most
-		r, err := c.Report()
-		if err != nil || len(r.Images) == 0 || r.Images[0].Stats.Read != read || r.Totals.Stats.Read != total || r.Totals.Images != 2 {
-			t.Errorf("%+v, %+v, %v", r.Images, r.Totals, err)
+		var r *Report
+		eventually(t, "the counters are fresh", func() bool {
+			var err error
+			if r, err = c.Report(); err != nil {
+				t.Fatal(err)
+			}
+			return !r.Stale
+		})
+		if len(r.Images) == 0 || r.Images[0].Stats.Read != read || r.Totals.Stats.Read != total || r.Totals.Images != 2 {
+			t.Errorf("%+v, %+v", r.Images, r.Totals)
 		}
 	}
 	expect(10, 20)

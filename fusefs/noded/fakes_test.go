@@ -375,7 +375,7 @@ func (r *running) wait(t *testing.T) {
 	t.Helper()
 	select {
 	case <-r.over:
-	case <-time.After(20 * time.Second):
+	case <-time.After(limit):
 		t.Fatal("the keeper does not end")
 	}
 }
@@ -420,7 +420,8 @@ func dialed(t *testing.T, socket string) *Client {
 	var c *Client
 	eventually(t, "there is a service", func() (ok bool) {
 		var err error
-		if c, err = Dial(socket); err != nil && !errors.Is(err, ErrNoService) {
+		// On a busy machine a greeting may take longer than a client waits.
+		if c, err = Dial(socket); err != nil && !errors.Is(err, ErrNoService) && !strings.Contains(err.Error(), "does not answer") {
 			t.Fatal(err)
 		}
 		return err == nil
@@ -447,12 +448,11 @@ func imageFile(t *testing.T, name string) *os.File {
 // eventually waits until ok.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
-		if ok() {
-			return
+	for end := time.Now().Add(limit); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("never: ", what)
 		}
 	}
-	t.Fatal("never:", what)
 }
 
 // all is the view that only root may ask for, squashed that of everybody.

@@ -69,7 +69,7 @@ func talk(t *testing.T, k *keeper, odd []*os.File, user uint32, b []byte) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	conn.SetDeadline(time.Now().Add(limit))
 	var reading sync.WaitGroup
 	reading.Go(func() {
 		for buf, oob := make([]byte, wire.MaxSize), make([]byte, 1024); ; {
@@ -114,7 +114,7 @@ func talk(t *testing.T, k *keeper, odd []*os.File, user uint32, b []byte) {
 		t.Error(err)
 	}
 	good.Close()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Microsecond) {
+	for end := time.Now().Add(limit); ; time.Sleep(50 * time.Microsecond) {
 		k.mu.Lock()
 		left := len(k.clients)
 		k.mu.Unlock()
@@ -177,7 +177,7 @@ func fuzzedKeeper(f *testing.F) (*keeper, []*os.File) {
 		<-done
 		closeAll(odd)
 	})
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(limit); ; time.Sleep(time.Millisecond) {
 		c, err := Dial(k.cfg.Socket)
 		if err == nil {
 			c.Close()

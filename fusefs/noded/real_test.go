@@ -118,13 +118,31 @@ type service struct {
 	mu  sync.Mutex
 	cmd *exec.Cmd
 	in  io.WriteCloser
-	out *bytes.Buffer
+	out *lockedBuffer
+}
+
+// lockedBuffer is what a process says, which may be read meanwhile.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 func startService(t *testing.T, stored bool, env ...string) *service {
 	t.Helper()
 	needRoot(t)
-	s := &service{t: t, socket: socketIn(t), env: env, out: new(bytes.Buffer)}
+	s := &service{t: t, socket: socketIn(t), env: env, out: new(lockedBuffer)}
 	if stored {
 		s.store = newManager(t)
 		l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: s.socket, Net: "unixpacket"})
@@ -387,18 +405,25 @@ func TestRealServerKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	stop := readers(4, put(t, m.Mount), sums)
-	for range 15 {
+	const kills = 15
+	for range kills {
 		time.Sleep(200 * time.Millisecond)
-		if pid := s.child(server.Name); pid != 0 {
-			_ = unix.Kill(pid, unix.SIGKILL)
+		old := s.child(server.Name)
+		if err := unix.Kill(old, unix.SIGKILL); err != nil || old == 0 {
+			t.Errorf("kill server %d: %v", old, err)
 		}
+		eventually(t, "another server serves", func() bool {
+			n := s.child(server.Name)
+			r, err := c.Report()
+			return n != 0 && n != old && err == nil && len(r.Images) == 1 && r.Images[0].State == "served"
+		})
 	}
 	rounds, err := stop()
 	if err != nil {
 		t.Error(err)
 	}
 	r, err := c.Report()
-	if err != nil || r.Restarts.Server < 10 {
+	if err != nil || r.Restarts.Server < kills {
 		t.Errorf("%+v, %v", r, err)
 	}
 	t.Logf("%d rounds, %d restarts", rounds, r.Restarts.Server)
@@ -442,6 +467,36 @@ func TestRealKeeperKilled(t *testing.T) {
 			}
 			t.Logf("%d rounds", rounds)
 		})
+	}
+}
+
+// Who asks for an upgrade again and again gets some, and the service does not end: SIGHUP also comes when the new program
+// does not heed it yet.
+func TestRealUpgradeAgain(t *testing.T) {
+	s := startService(t, false)
+	image, sums := tree(t, 5, 10<<10)
+	c := dialed(t, s.socket)
+	c.Keep(slog.New(slog.DiscardHandler))
+	m, err := c.Mount(Request{Attrs: safeAttrs}, image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := put(t, m.Mount)
+	upgrades := func() int { return strings.Count(s.out.String(), `msg="service starts"`) - 1 }
+	eventually(t, "there are three upgrades", func() bool {
+		for range 100 {
+			if err := s.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(50 * time.Microsecond)
+		}
+		return upgrades() >= 3
+	})
+	if err := compare(dir, sums); err != nil {
+		t.Error(err)
+	}
+	if r, err := c.Report(); err != nil || len(r.Images) != 1 {
+		t.Errorf("%+v, %v", r, err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"strconv"
 	"strings"
 	"sync"
@@ -172,7 +173,11 @@ func (k *keeper) exec(l *listener) error {
 	if err := closeOnExec(fds, false); err != nil {
 		return err
 	}
+	// Until the new program heeds it, SIGHUP would end it; that is ignored outlives exec. What comes meanwhile asks for
+	// what is being done.
+	signal.Ignore(unix.SIGHUP)
 	err := k.execve(k.executable, os.Args, append(os.Environ(), envInherit+"="+strings.Join(list, ",")))
+	signal.Notify(k.signals, unix.SIGHUP)
 	return fmt.Errorf("execute %s: %w", k.executable, errors.Join(err, closeOnExec(fds, true)))
 }
 

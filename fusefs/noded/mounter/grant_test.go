@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func deadline() time.Time { return time.Now().Add(30 * time.Second) }
+func deadline() time.Time { return time.Now().Add(time.Minute) }
 
 const deviceClear = unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_RDONLY
 
@@ -341,7 +341,7 @@ func TestDrop(t *testing.T) {
 		t.Error("the superblock ended with a clone left")
 	}
 	clone.Close()
-	if !gone(m.Device, 20*time.Second) {
+	if !gone(m.Device, time.Minute) {
 		t.Error("the superblock stays though nobody has a clone")
 	}
 }
@@ -426,7 +426,7 @@ func TestOwn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stuck := time.AfterFunc(30*time.Second, func() { _ = proc.Kill() })
+	stuck := time.AfterFunc(time.Minute, func() { _ = proc.Kill() })
 	defer stuck.Stop()
 	var got results
 	decoded := json.NewDecoder(r).Decode(&got)

@@ -45,7 +45,7 @@ func TestServe(t *testing.T) {
 			t.Errorf("image %d: %+v", m.ID, s)
 		}
 	}
-	if err := n.server.Ping(time.Second); err != nil {
+	if err := n.server.Ping(limit); err != nil {
 		t.Error(err)
 	}
 	testEnded(t, n, mounts[1], readers[2:4])

@@ -60,7 +60,6 @@ func TestHungStorage(t *testing.T) {
 	sound, digest := newImage(t, 40, 60<<10)
 	dir, hang, resume := hangingStorage(t)
 	n := newNode(t, Config{})
-	n.server.timeout = time.Second
 	hung := n.mount(filepath.Join(dir, "mounted.sqsh"), nil)
 	good := newReader(t, n.mount(sound, nil))
 	file, err := os.Open(filepath.Join(dir, "other.sqsh"))
@@ -72,6 +71,7 @@ func TestHungStorage(t *testing.T) {
 	hang()
 	waiting := newReader(t, hung)
 	waiting.begin()
+	n.server.timeout = time.Second
 	for k := range maxUserWaiting + 3 {
 		_, err = n.server.Open(Image{ID: uint64(1000 + k), User: 1000, Name: "hung"}, file, nil)
 		want := "its storage does not answer"
@@ -96,7 +96,7 @@ func TestHungStorage(t *testing.T) {
 	if got := newReader(t, another).read(); got != digest {
 		t.Errorf("another: %s, want %s", got, digest)
 	}
-	if err = n.server.Ping(time.Second); err != nil {
+	if err = n.server.Ping(limit); err != nil {
 		t.Error(err)
 	}
 	resume()
