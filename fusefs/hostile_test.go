@@ -23,7 +23,7 @@ import (
 const (
 	hostileCPU    = 2 * time.Second
 	hostileMemory = 256 << 20
-	hostileLimit  = 30 * time.Second
+	hostileLimit  = moment
 )
 
 // TestHostile mounts all images of package hostile and looks at all that the kernel shows.

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/cache"
 	"github.com/squirefs/squire/sqfs"
@@ -252,7 +253,10 @@ func (l *lockedBuffer) String() string {
 }
 
 // limit is how long a mount of a test may live. Then its server is killed, which frees whoever hangs on it.
-const limit = 2 * time.Minute
+const limit = 3 * time.Minute
+
+// moment is how long something may take that takes a moment on a machine with nothing else to do.
+const moment = time.Minute
 
 // needRoot skips tests that mount.
 func needRoot(t testing.TB) {
@@ -352,11 +356,13 @@ func (s *server) awaitReady() {
 func (s *server) stop() {
 	s.once.Do(func() {
 		s.t.Helper()
+		var st unix.Statx_t // of the mount, which is not asked
+		_ = unix.Statx(unix.AT_FDCWD, s.dir, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, 0, &st)
 		if err := Unmount(s.dir, true); err != nil {
 			s.t.Error(err)
 		}
-		killed := time.AfterFunc(30*time.Second, func() {
-			s.t.Error("server did not end after the unmount")
+		killed := time.AfterFunc(moment, func() {
+			s.t.Errorf("server did not end after the unmount; the mount is also that of %q", holders(st.Dev_major, st.Dev_minor))
 			_ = s.cmd.Process.Kill()
 		})
 		defer killed.Stop()
@@ -364,6 +370,19 @@ func (s *server) stop() {
 			s.t.Errorf("server: %v: %s", err, s.log.String())
 		}
 	})
+}
+
+// holders are processes in whose mount namespaces a file system is mounted.
+func holders(major, minor uint32) (who []string) {
+	tables, _ := filepath.Glob("/proc/[0-9]*/mountinfo")
+	for _, table := range tables {
+		mounts, _ := os.ReadFile(table)
+		if strings.Contains(string(mounts), fmt.Sprintf(" %d:%d ", major, minor)) {
+			args, _ := os.ReadFile(filepath.Dir(table) + "/cmdline")
+			who = append(who, strings.ReplaceAll(string(args), "\x00", " "))
+		}
+	}
+	return who
 }
 
 // figures asks the server.

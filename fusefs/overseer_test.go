@@ -105,7 +105,7 @@ func want(t *testing.T, results <-chan error, ok func(error) bool) {
 // recover waits until a file can be read that storage was asked for in vain.
 func (s *hanging) recover() {
 	s.t.Helper()
-	end := time.Now().Add(20 * time.Second)
+	end := time.Now().Add(moment)
 	for _, err := os.ReadFile(s.path("1")); err != nil; _, err = os.ReadFile(s.path("1")) {
 		if time.Now().After(end) {
 			s.t.Fatal(err)
@@ -217,7 +217,7 @@ func TestHangEnds(t *testing.T) {
 		var done atomic.Int32
 		results := s.readAll(n, files, &done)
 		time.Sleep(100 * time.Millisecond)
-		resumeLater := time.AfterFunc(20*time.Second, resume)
+		resumeLater := time.AfterFunc(moment, resume)
 		defer resumeLater.Stop()
 		if s.endServer("stop"); !resumeLater.Stop() {
 			t.Error("the server did not stop before storage answered")

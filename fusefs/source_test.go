@@ -76,7 +76,7 @@ func TestHangIsOver(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(moment):
 			t.Fatal("still waits")
 		}
 	}

@@ -338,11 +338,11 @@ func TestSteadyFile(t *testing.T) {
 	}
 }
 
-// await waits for something, 20 s at most.
+// await waits for something.
 func await(t *testing.T, what string, ready func() bool) {
 	t.Helper()
 	for begin := time.Now(); !ready(); time.Sleep(time.Millisecond) {
-		if time.Since(begin) > 20*time.Second {
+		if time.Since(begin) > moment {
 			t.Fatalf("waited too long for %s", what)
 		}
 	}

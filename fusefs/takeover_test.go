@@ -269,7 +269,7 @@ func (s *server) readers(files map[string][]byte, lost func(error)) (stop func()
 		go func() { running.Wait(); close(ended) }()
 		select {
 		case <-ended:
-		case <-time.After(30 * time.Second):
+		case <-time.After(moment):
 			s.t.Fatal("a reader hangs")
 		}
 	}

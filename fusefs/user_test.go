@@ -144,7 +144,7 @@ func (r *role) runInNamespace(dir string) {
 	if err = cmd.Start(); err != nil {
 		fatal(err)
 	}
-	watchdog := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
+	watchdog := time.AfterFunc(moment, func() { _ = cmd.Process.Kill() })
 	defer watchdog.Stop()
 	dev.Close()
 	if _, err = out.Read(make([]byte, 6)); err != nil {

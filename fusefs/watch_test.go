@@ -87,7 +87,7 @@ func TestWatchGoesOn(t *testing.T) {
 		select {
 		case c := <-answered:
 			got.WriteByte(c)
-		case <-time.After(10 * time.Second):
+		case <-time.After(moment):
 			t.Fatalf("answered %q only: somebody has to watch while others are stuck", &got)
 		}
 	}
@@ -103,7 +103,7 @@ func TestWatchGoesOn(t *testing.T) {
 	go func() { done.Wait(); close(ended) }()
 	select {
 	case <-ended:
-	case <-time.After(10 * time.Second):
+	case <-time.After(moment):
 		t.Fatal("goroutines go on after the device has gone")
 	}
 	if n := started.Load(); n > 8 {
@@ -130,7 +130,7 @@ func TestWatchHalts(t *testing.T) {
 		if !errors.Is(err, errStopped) {
 			t.Error(err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(moment):
 		t.Fatal("still waits for a request")
 	}
 	if _, err := requests.Write([]byte{1}); err != nil {
