@@ -143,9 +143,10 @@ func TestEnds(t *testing.T) {
 					t.Errorf("%s is open", l.name)
 				}
 			}
-			for deadline := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
+			for deadline := time.Now().Add(time.Minute); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
 				if time.Now().After(deadline) {
-					t.Fatalf("%d goroutines, %d before", runtime.NumGoroutine(), before)
+					buf := make([]byte, 1<<16)
+					t.Fatalf("%d goroutines, %d before:\n%s", runtime.NumGoroutine(), before, buf[:runtime.Stack(buf, true)])
 				}
 			}
 		})

@@ -461,17 +461,18 @@ func TestBombs(t *testing.T) {
 // A hole of terabytes ends with the context.
 func TestHoleIsCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
+	var start time.Time
 	w := writerFunc(func(r io.Reader) error {
 		if _, err := io.ReadFull(r, make([]byte, 100<<20)); err != nil {
 			return err
 		}
 		cancel()
+		start = time.Now()
 		_, err := io.Copy(io.Discard, r)
 		return err
 	})
-	start := time.Now()
 	_, _, err := merge(ctx, w, stack(joined(oldSparse(1<<43, 0, 0))), Options{})
-	if !errors.Is(err, context.Canceled) || time.Since(start) > 20*time.Second {
+	if !errors.Is(err, context.Canceled) || time.Since(start) > time.Minute {
 		t.Errorf("%v after %v", err, time.Since(start))
 	}
 }
