@@ -89,7 +89,8 @@ open_fuse() {
 
 PATH=$PATH:/usr/sbin:/sbin
 [ $# -gt 0 ] || set -- mksquashfs unsquashfs squashfuse fusermount3 debootstrap debian-archive-keyring setfattr busybox setpriv unshare shellcheck \
-	docker-registry skopeo umoci slurmctld munge cc slurm/spank.h
+	docker-registry skopeo umoci slurmctld munge cc slurm/spank.h \
+	zlib.h lzma.h lzo/lzo1x.h lz4.h zstd.h libdeflate.h
 
 packages=$(missing "$@")
 if [ "$(id -u)" != 0 ]; then
