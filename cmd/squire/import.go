@@ -287,6 +287,11 @@ func (o *importOptions) layerCache() (string, error) {
 	if dir == "" {
 		return "", nil
 	}
+	if siteCache() {
+		if err := makeCache(dir); err != nil {
+			return "", err
+		}
+	}
 	return filepath.Join(dir, "layers"), nil
 }
 

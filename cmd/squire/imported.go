@@ -312,17 +312,24 @@ func importedDir() (string, error) {
 // makeCache makes the cache directory. One that the site names for each user is made, but not what it is in: that would
 // belong to whoever is first.
 func makeCache(cache string) error {
-	site, err := siteConfig()
-	if err != nil || site.Cache == "" || os.Getenv("SQUIRE_CACHE_DIR") != "" {
+	if !siteCache() {
 		return os.MkdirAll(cache, 0o755)
 	}
-	switch err = os.Mkdir(cache, 0o755); {
+	switch err := os.Mkdir(cache, 0o755); {
 	case errors.Is(err, os.ErrExist):
 		return nil
 	case errors.Is(err, os.ErrNotExist):
+		site, _ := siteConfig()
 		return fmt.Errorf("%s is missing, which %s names: the administrator has to make it", filepath.Dir(cache), site.file)
+	default:
+		return err
 	}
-	return err
+}
+
+// siteCache reports whether the site names the cache directory.
+func siteCache() bool {
+	site, err := siteConfig()
+	return err == nil && site.Cache != "" && os.Getenv("SQUIRE_CACHE_DIR") == ""
 }
 
 // trustedDir refuses a directory if somebody else than the user and root may write to it, or put another in its place:

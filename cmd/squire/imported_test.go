@@ -185,10 +185,21 @@ func TestImportedDirOfSite(t *testing.T) {
 	if _, err := importedDir(); err == nil || !strings.Contains(err.Error(), parent+" is missing") {
 		t.Errorf("got %v", err)
 	}
+	if _, err := new(importOptions).layerCache(); err == nil || !strings.Contains(err.Error(), parent+" is missing") {
+		t.Errorf("layers: got %v", err)
+	}
+	if _, err := openCache(true); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("traces: got %v", err)
+	}
 	if err := os.Mkdir(parent, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := importedDir(); err != nil {
 		t.Error(err)
 	}
+	s, err := openCache(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
 }

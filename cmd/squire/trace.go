@@ -34,7 +34,8 @@ $XDG_CACHE_HOME/squire/traces (~/.cache/squire/traces) for others, who look into
 root's at last. There they go by the image's superblock, whatever the image is
 called. A trace of another image, or of what the image was before it was changed,
 is left alone. The cache directory keeps up to 256 traces, 32 MiB in all. It is made if
-it is missing, and its parent, but none above that; SQUIRE_CACHE_DIR is an absolute path.
+it is missing, and its parent, but none above that, and no parent of one that the site
+names in squire.toml. SQUIRE_CACHE_DIR is an absolute path.
 Where that is set, root's traces are not used.
 
 "squire run --no-trace", "squire mount -o notrace" and SQUIRE_TRACE=0 go without.`,

@@ -81,7 +81,7 @@ func openTraces(image string, file *os.File, offset int64, record bool) *traceFi
 
 // open adds the trace in a cache directory.
 func (t *traceFiles) open(cache string, key trace.Key, record bool) {
-	s, err := trace.OpenStore(cache, record)
+	s, err := openTraceStore(cache, record)
 	if err != nil {
 		return
 	}
@@ -176,5 +176,18 @@ func openCache(create bool) (*trace.Store, error) {
 	if dir == "" {
 		return nil, errors.New("there is no cache directory: none of SQUIRE_CACHE_DIR, XDG_CACHE_HOME and HOME is set")
 	}
-	return trace.OpenStore(dir, create)
+	return openTraceStore(dir, create)
+}
+
+// openTraceStore opens a directory of traces. With create, what a cache directory is in is made as well, but not where the
+// site names it: that is for all users.
+func openTraceStore(cache string, create bool) (*trace.Store, error) {
+	if create && !siteCache() {
+		perm := os.FileMode(0o700)
+		if os.Geteuid() == 0 {
+			perm = 0o755
+		}
+		_ = os.Mkdir(filepath.Dir(cache), perm) // if it cannot be made, what is in it cannot either
+	}
+	return trace.OpenStore(cache, create)
 }

@@ -68,8 +68,8 @@ type Store struct {
 }
 
 // OpenStore opens the directory "traces" in the directory cache. With create, both are
-// made if they are missing, and the directory that cache is in, but none above that: for
-// root so that others can read, else for the user alone.
+// made if they are missing, but none above that, which may be for others, too, and would
+// belong to whoever is first: for root so that others can read, else for the user alone.
 func OpenStore(cache string, create bool) (*Store, error) {
 	dir, err := openTraces(cache)
 	if create && errors.Is(err, unix.ENOENT) {
@@ -78,7 +78,7 @@ func OpenStore(cache string, create bool) (*Store, error) {
 			perm = 0o755
 		}
 		var failed error
-		for _, name := range []string{filepath.Dir(cache), cache, filepath.Join(cache, "traces")} {
+		for _, name := range []string{cache, filepath.Join(cache, "traces")} {
 			if e := os.Mkdir(name, perm); e != nil && !errors.Is(e, unix.EEXIST) && failed == nil {
 				failed = e
 			}

@@ -16,7 +16,7 @@ import (
 // newStore returns a store and the directory that its files are in.
 func newStore(t *testing.T) (*Store, string) {
 	t.Helper()
-	cache := filepath.Join(t.TempDir(), "deep", "squire")
+	cache := filepath.Join(t.TempDir(), "squire")
 	s, err := OpenStore(cache, true)
 	if err != nil {
 		t.Fatal(err)
@@ -162,7 +162,7 @@ func TestStoreMissing(t *testing.T) {
 	if _, err := OpenStore(cache, false); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
-	if _, err := OpenStore(filepath.Join(cache, "c", "d"), true); !errors.Is(err, os.ErrNotExist) {
+	if _, err := OpenStore(cache, true); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("made from nothing: %v", err)
 	}
 	if names, _ := os.ReadDir(base); len(names) > 0 {
