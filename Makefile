@@ -30,7 +30,7 @@ GOLANGCI_VERSION = v2.15.0
 GOLANGCI = .tools/golangci-lint-$(GOLANGCI_VERSION)
 
 .DEFAULT_GOAL = build
-.PHONY: build check fmt vet arrows lint shellcheck test test-short test-race test-all test-corpus corpus fuzz bench bench-codec bench-metadata bench-inodes bench-pack bench-import bench-service bench-slurm bench-release demo deps rootfs spank install install-spank clean help
+.PHONY: build check fmt vet arrows lint shellcheck test test-short test-race test-all test-corpus corpus fuzz bench bench-codec bench-metadata bench-inodes bench-pack bench-import bench-service bench-run bench-slurm bench-release demo deps rootfs spank install install-spank clean help
 
 build: ## build bin/squire, static
 	$(GOBUILD) -o bin/squire ./cmd/squire
@@ -123,6 +123,11 @@ bench-inodes: build ## what an inode costs in mounts of 1,000 to 1,000,000: BENC
 bench-service: rootfs build ## the time to mount with and without the node service, squashfuse and the kernel: root
 	@testdata/deps.sh squashfuse squashfuse_ll
 	@go run ./bench/parts service -squire bin/squire -image "$(IMAGE)" $(BENCHFLAGS)
+
+# enroot and crun are found in PATH, which their user has to reach, others by --peer 'NAME=COMMAND', see bench/parts/run.go.
+bench-run: rootfs build ## the time of a container that runs nothing, alone and 64 at once, beside bwrap, crun and enroot: root
+	@testdata/deps.sh bwrap crun
+	@go run ./bench/parts run -squire bin/squire -image "$(IMAGE)" $(BENCHFLAGS)
 
 # Others by --peer 'NAME=LINE of plugstack.conf'; enroot has to be in PATH, and its user needs a shell: -user NAME.
 bench-slurm: rootfs build spank ## what a container costs srun, beside other plugins: root, BENCHFLAGS="-user me -peer 'pyxis=required …'"

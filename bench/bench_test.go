@@ -469,11 +469,11 @@ func TestParseBusy(t *testing.T) {
 			t.Errorf("%q: no error", text)
 		}
 	}
-	before, err := machineBusy()
+	before, err := MachineBusy()
 	if err != nil {
 		t.Fatal(err)
 	}
-	after, err := machineBusy()
+	after, err := MachineBusy()
 	if err != nil || after < before {
 		t.Errorf("%v after %v, %v", after, before, err)
 	}

@@ -24,19 +24,19 @@ type stopwatch struct {
 }
 
 func startWatch() (stopwatch, error) {
-	busy, err := machineBusy()
+	busy, err := MachineBusy()
 	return stopwatch{time.Now(), busy}, err
 }
 
 // stop may be called once more later: the sample is that from the start.
 func (w stopwatch) stop() (sample, error) {
 	wall := time.Since(w.start)
-	busy, err := machineBusy()
+	busy, err := MachineBusy()
 	return sample{wall, max(0, busy-w.busy)}, err
 }
 
-// machineBusy is the CPU time that the machine has used since it was started.
-func machineBusy() (time.Duration, error) {
+// MachineBusy is the CPU time that the machine has used since it was started.
+func MachineBusy() (time.Duration, error) {
 	text, err := os.ReadFile(cpuSource)
 	if err != nil {
 		return 0, err

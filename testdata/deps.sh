@@ -20,6 +20,7 @@ package_of() {
 	busybox) echo busybox-static ;;
 	shellcheck) echo shellcheck ;;
 	setpriv | unshare) echo util-linux ;;
+	bwrap) echo bubblewrap ;;
 	cc) echo gcc ;;
 	stdlib.h) echo libc6-dev ;;
 	zlib.h) echo zlib1g-dev ;;

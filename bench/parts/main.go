@@ -24,6 +24,7 @@ var commands = map[string]func(ctx context.Context, args []string) error{
 	"pack":     pack,
 	"service":  service,
 	"slurm":    slurm,
+	"run":      containers,
 }
 
 func main() {
