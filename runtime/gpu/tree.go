@@ -18,8 +18,9 @@ import (
 // absolute ones too, lead nowhere outside.
 type tree struct {
 	fd     int
-	path   string          // without links; "" for "/"
-	denied map[string]bool // devices that may not be opened, whatever the kernel says
+	path   string              // without links; "" for "/"
+	denied map[string]bool     // devices that may not be opened, whatever the kernel says
+	listed map[string][]string // names in directories that were asked for
 }
 
 // openTree opens a root directory. The caller closes it.
@@ -28,7 +29,7 @@ func openTree(root string) (*tree, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", root, err)
 	}
-	t := &tree{fd: fd}
+	t := &tree{fd: fd, listed: map[string][]string{}}
 	p, err := descriptorPath(fd)
 	if err != nil {
 		unix.Close(fd)
@@ -83,9 +84,19 @@ func (t *tree) read(name string, limit int64) ([]byte, error) {
 // maxNames is how many entries of a directory count.
 const maxNames = 1 << 14
 
-// list returns the names in a directory, numbers in them in numeric order. A
-// directory that cannot be read is as good as an empty one.
+// list returns the names in a directory, numbers in them in numeric order, which
+// belong to the tree. A directory that cannot be read is as good as an empty one.
+// Each is read once: of /dev every kind of device is asked for.
 func (t *tree) list(dir string) []string {
+	names, ok := t.listed[dir]
+	if !ok {
+		names = t.readNames(dir)
+		t.listed[dir] = names
+	}
+	return names
+}
+
+func (t *tree) readNames(dir string) []string {
 	fd, err := t.open(dir, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return nil
