@@ -164,7 +164,11 @@ func (b *builder) scaffold() error {
 		}
 		b.sources[i] = fd
 	}
-	if err := unix.Mount("tmpfs", scaffoldDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, layerOptions()); err != nil {
+	options := "mode=755"
+	if slices.ContainsFunc(b.ops, writtenInMemory) {
+		options += layerLimit()
+	}
+	if err := unix.Mount("tmpfs", scaffoldDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 		return err
 	}
 	for _, d := range []string{imageDir, layerDir, keepDir} {
@@ -173,6 +177,12 @@ func (b *builder) scaffold() error {
 		}
 	}
 	return nil
+}
+
+// writtenInMemory reports whether op makes a layer on the scaffold's tmpfs that the command
+// writes to.
+func writtenInMemory(op Op) bool {
+	return op.Do == OpLayer && op.Source == "tmpfs" && !slices.Contains(op.Flags, "when-missing")
 }
 
 // hasSource reports whether op needs its Source of the host, if only when the

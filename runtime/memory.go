@@ -11,20 +11,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// layerOptions are the mount options of the tmpfs that has the writable layer in memory.
+// layerLimit is a mount option for the tmpfs that has the writable layer in memory, behind others: its size.
 //
 // The kernel gives a tmpfs half of the machine's memory, whatever the control group may have. What is in it stays when
 // processes are killed for memory, so a layer that fills the group's limit takes one after the other with it: of a step of
 // Slurm's slurmstepd too, after which nobody ends the job. So it gets half of the limit, and whoever writes more is told
 // ENOSPC.
-func layerOptions() string {
-	options := "mode=755"
+func layerLimit() string {
 	limit := memoryLimit("/sys/fs/cgroup", "/proc/self/cgroup")
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err == nil && limit < uint64(info.Totalram)*uint64(info.Unit) {
-		options += fmt.Sprintf(",size=%d", max(limit/2, 1<<20)) // 0 would be no limit
+		return fmt.Sprintf(",size=%d", max(limit/2, 1<<20)) // 0 would be no limit
 	}
-	return options
+	return ""
 }
 
 // memoryLimit returns how many bytes the control groups that a file like /proc/self/cgroup names may have, of both

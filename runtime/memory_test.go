@@ -4,6 +4,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -45,5 +46,25 @@ func TestMemoryLimit(t *testing.T) {
 	}
 	if got := memoryLimit(root, filepath.Join(root, "none")); got != math.MaxUint64 {
 		t.Errorf("without groups: %d", got)
+	}
+}
+
+// Only a layer that the command writes to, in memory, is limited.
+func TestWrittenInMemory(t *testing.T) {
+	for _, tt := range []struct {
+		spec Spec
+		want bool
+	}{
+		{Spec{Image: "i", Command: []string{"c"}}, false},
+		{Spec{Image: "i", Command: []string{"c"}, Writable: true}, true},
+		{Spec{Image: "i", Command: []string{"c"}, Writable: true, Upper: "/upper"}, false},
+	} {
+		ops, err := Plan(&tt.spec, &Host{UID: 7, GID: 7})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := slices.ContainsFunc(ops, writtenInMemory); got != tt.want {
+			t.Errorf("%+v: %v", tt.spec, got)
+		}
 	}
 }
