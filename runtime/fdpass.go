@@ -59,19 +59,34 @@ func readFiles(conn *net.UnixConn, m wire.Message, n int) ([]*os.File, error) {
 // files that came along.
 func receiveFiles(socket *os.File, b []byte, n int) (int, []*os.File, error) {
 	oob := make([]byte, unix.CmsgSpace(4*n))
-	for {
-		got, oobn, _, _, err := unix.Recvmsg(int(socket.Fd()), b, oob, unix.MSG_CMSG_CLOEXEC)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err == nil && got == 0 {
-			err = io.EOF
-		}
-		if err != nil {
-			return 0, nil, err
-		}
-		return got, receivedFiles(oob[:oobn]), nil
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return 0, nil, err
 	}
+	var got, oobn int
+	waited := raw.Read(func(fd uintptr) (done bool) {
+		return uninterrupted(func() error {
+			got, oobn, _, _, err = unix.Recvmsg(int(fd), b, oob, unix.MSG_CMSG_CLOEXEC)
+			return err
+		})
+	})
+	if err = errors.Join(err, waited); err == nil && got == 0 {
+		err = io.EOF
+	}
+	if err != nil {
+		return 0, nil, err
+	}
+	return got, receivedFiles(oob[:oobn]), nil
+}
+
+// uninterrupted calls f until no signal comes in between, and reports whether it need not be called again when the
+// descriptor, of those that do not block, is ready.
+func uninterrupted(f func() error) (done bool) {
+	err := f()
+	for errors.Is(err, unix.EINTR) {
+		err = f()
+	}
+	return !errors.Is(err, unix.EAGAIN)
 }
 
 // sendMessage sends a message over a socket that has no deadline, and files along with its first bytes.
@@ -88,16 +103,20 @@ func sendMessage(socket *os.File, m wire.Message, files ...*os.File) error {
 		fds = append(fds, int(f.Fd()))
 	}
 	head := binary.BigEndian.AppendUint32(nil, uint32(len(b)))
-	for {
-		err := unix.Sendmsg(int(socket.Fd()), head, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err == nil {
-			_, err = socket.Write(b)
-		}
+	raw, err := socket.SyscallConn()
+	if err != nil {
 		return err
 	}
+	waited := raw.Write(func(fd uintptr) (done bool) {
+		return uninterrupted(func() error {
+			err = unix.Sendmsg(int(fd), head, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
+			return err
+		})
+	})
+	if err = errors.Join(err, waited); err == nil {
+		_, err = socket.Write(b)
+	}
+	return err
 }
 
 // receiveMessage reads what sendMessage sent, with at most n files.

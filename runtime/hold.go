@@ -95,7 +95,7 @@ func (r *Runner) hold(ops []Op) (*Held, error) {
 	if err := CheckHold(r.spec); err != nil {
 		return nil, err
 	}
-	o := &order{Spec: *r.spec, Ops: ops, Files: len(r.Files), Hold: true, Log: r.Log != nil}
+	o := &order{Spec: *r.spec, Ops: ops, Files: len(r.Files), Hold: true, Log: r.Log != nil, Slack: r.slack}
 	if err := writeMessage(r.socket, o); err != nil {
 		return nil, fmt.Errorf("talk to the init stage: %w", err)
 	}
@@ -272,6 +272,7 @@ func enterHeld(o *order, b *builder, log *os.File) (env []string, dir string, er
 	go func() {
 		defer close(done)
 		goruntime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		tighten(o.Slack)
 		if err = dropForCommand(o.Ops); err == nil {
 			env, dir, err = b.config.runEntrypoint(&o.Spec, image, b.workdir, log)
 		}

@@ -45,6 +45,8 @@ type order struct {
 	Hold bool
 	// Log: the next descriptor is for the output of an entrypoint that is not the command.
 	Log bool
+	// Slack is that of the command's timers, see relax.
+	Slack int
 }
 
 // Fields makes it a wire.Message.
@@ -83,6 +85,7 @@ func (o *order) Fields(c *wire.Coder) {
 	c.Strings(&o.Environ)
 	c.Bool(&o.Hold)
 	c.Bool(&o.Log)
+	wire.Int(c, &o.Slack)
 }
 
 // maxOrder bounds the order's size. Arguments and environment of a command are
@@ -103,7 +106,7 @@ func Init(mount MountFunc, config ConfigFunc) int {
 	}
 	// Who signals every process of a job means the command, which gets its own
 	// and the runner's; init has to see it through.
-	catchSignals()
+	outliveSignals()
 	if len(files) < 2 {
 		return fail(ExitFailed, errors.New("want two sockets"))
 	}
@@ -112,6 +115,7 @@ func Init(mount MountFunc, config ConfigFunc) int {
 	if err := readMessage(runner, &o); err != nil {
 		return ExitFailed // the runner gave up, and has said why
 	}
+	tighten(o.Slack)
 	if o.Hold {
 		control.Close()
 		return hold(&o, newBuilder(&o, mount, config, files[2:2+o.Files]), runner, o.log(files))

@@ -3,6 +3,7 @@ package runtime
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -103,6 +104,31 @@ func namespaces(s *Spec, h *Host) *syscall.SysProcAttr {
 	attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: uid, HostID: h.UID, Size: 1}}
 	attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: gid, HostID: h.GID, Size: 1}}
 	return attr
+}
+
+// idMaps are files of a new process's user namespace, below /proc/PID, with what to write, in this order.
+type idMaps []struct{ file, text string }
+
+// lateMaps takes the maps out of attr, to be written when the process has executed its program. A process that waits for
+// them before it does has a copy of our memory meanwhile; one that does not shares it (CLONE_VM, CLONE_VFORK in
+// syscall.forkAndExecInChild1), which saves the copy. What it keeps of its rights must not depend on being root there.
+func lateMaps(attr *syscall.SysProcAttr) (maps idMaps) {
+	if attr.AmbientCaps == nil || attr.UidMappings == nil {
+		return nil
+	}
+	line := func(m syscall.SysProcIDMap) string { return fmt.Sprintf("%d %d %d\n", m.ContainerID, m.HostID, m.Size) }
+	maps = idMaps{{"uid_map", line(attr.UidMappings[0])}, {"setgroups", "deny"}, {"gid_map", line(attr.GidMappings[0])}}
+	attr.UidMappings, attr.GidMappings = nil, nil
+	return maps
+}
+
+func (m idMaps) write(pid int) error {
+	for _, f := range m {
+		if err := os.WriteFile(fmt.Sprintf("/proc/%d/%s", pid, f.file), []byte(f.text), 0); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func explainClone(err error, s *Spec, h *Host) error {

@@ -42,6 +42,7 @@ type Runner struct {
 	spec    *Spec
 	upper   *upperDir
 	signals chan os.Signal
+	slack   int         // of timers, see relax
 	running atomic.Bool // the command was started
 }
 
@@ -98,10 +99,19 @@ func (r *Runner) fork(s *Spec, h *Host, extra []*os.File) (pid int, err error) {
 	for _, n := range at {
 		argv = append(argv, strconv.Itoa(n))
 	}
+	maps := lateMaps(attr)
 	goruntime.LockOSThread()
 	defer goruntime.UnlockOSThread()
+	r.slack = relax()
+	defer tighten(r.slack)
 	pid, err = syscall.ForkExec("/proc/self/exe", argv, &syscall.ProcAttr{Env: env, Files: files, Sys: attr})
 	if err != nil {
+		return 0, explainClone(err, s, h)
+	}
+	if err = maps.write(pid); err != nil {
+		_ = unix.Kill(pid, unix.SIGKILL)
+		var ws unix.WaitStatus
+		_, _ = unix.Wait4(pid, &ws, 0, nil)
 		return 0, explainClone(err, s, h)
 	}
 	return pid, nil
@@ -112,6 +122,10 @@ func socketPair() (ours, theirs *os.File, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a socket pair: %w", err)
 	}
+	// Ours is waited for by Go's poller, see awaitEnd. The flag is that of one end.
+	if err = unix.SetNonblock(pair[0], true); err != nil {
+		return nil, nil, err
+	}
 	return os.NewFile(uintptr(pair[0]), "init"), os.NewFile(uintptr(pair[1]), "runner"), nil
 }
 
@@ -119,7 +133,7 @@ func socketPair() (ours, theirs *os.File, err error) {
 // command's.
 func (r *Runner) Send(ops []Op) error {
 	r.signals = catchSignals()
-	o := &order{Spec: *r.spec, Ops: ops, Group: unix.Getpgrp(), Files: len(r.Files), Timed: r.Phases != nil, Environ: r.Environ}
+	o := &order{Spec: *r.spec, Ops: ops, Group: unix.Getpgrp(), Files: len(r.Files), Timed: r.Phases != nil, Environ: r.Environ, Slack: r.slack}
 	if r.spec.unshares("pid") {
 		o.Group = 0 // init is in it already
 	}
@@ -141,6 +155,7 @@ func (r *Runner) Wait() (int, error) {
 		defer close(heard)
 		r.listen()
 	}()
+	awaitEnd(r.pid)
 	var ws unix.WaitStatus
 	for {
 		_, err := unix.Wait4(r.pid, &ws, 0, nil)

@@ -1,0 +1,87 @@
+package runtime
+
+import (
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The command's timers are as exact as its caller's.
+func TestTimerSlack(t *testing.T) {
+	want, err := os.ReadFile("/proc/self/timerslack_ns")
+	if err != nil {
+		t.Skip(err)
+	}
+	forUsers(t, func(t *testing.T, w who, root string) {
+		if got := sh(t, w, Spec{Dir: root}, "cat /proc/self/timerslack_ns"); got != strings.TrimSpace(string(want)) {
+			t.Errorf("slack of %s ns, want %s", got, want)
+		}
+	})
+}
+
+// A signal that every process of a job gets means the command; init goes on.
+func TestInitOutlivesSignals(t *testing.T) {
+	forUsers(t, func(t *testing.T, w who, root string) {
+		cmd := runner(t, w, Spec{Dir: root, Command: []string{"/bin/sh", "-c", "echo started; read x; echo on"}})
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err = cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
+		defer timer.Stop()
+		lines := newLines(out)
+		lines.want(t, "started")
+		inits := childrenOf(cmd.Process.Pid)
+		if len(inits) != 1 {
+			t.Fatalf("children %v of the runner", inits)
+		}
+		for _, s := range forwarded {
+			if err := unix.Kill(inits[0], s.(syscall.Signal)); err != nil {
+				t.Error(s, err)
+			}
+		}
+		if _, err = in.Write([]byte("go\n")); err != nil {
+			t.Error(err)
+		}
+		lines.want(t, "on")
+		if err = cmd.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A process without children is told from one with children that have ended, or not.
+func TestChildren(t *testing.T) {
+	before := children()
+	pid, err := syscall.ForkExec("/bin/sh", []string{"sh", "-c", "read x"}, &syscall.ProcAttr{Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := children(); !slices.Contains(got, pid) {
+		t.Errorf("%v has not %d", got, pid)
+	}
+	_ = unix.Kill(pid, unix.SIGKILL)
+	awaitEnd(pid)
+	if got := children(); !slices.Contains(got, pid) {
+		t.Errorf("%v has not %d, which has ended", got, pid)
+	}
+	var ws unix.WaitStatus
+	if got, err := unix.Wait4(pid, &ws, unix.WNOHANG, nil); got != pid || err != nil {
+		t.Errorf("%d, %v: awaitEnd has not waited", got, err)
+	}
+	if got := children(); !slices.Equal(got, before) {
+		t.Errorf("%v, before %v", got, before)
+	}
+}
