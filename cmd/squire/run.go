@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/fusefs"
 	"github.com/squirefs/squire/runtime"
@@ -401,6 +402,9 @@ func printPlan(w io.Writer, ops []runtime.Op, asJSON bool) error {
 func (o *runOptions) start(spec *runtime.Spec, host *runtime.Host, ops []runtime.Op) (int, error) {
 	times := o.timesOfStart()
 	if spec.Dir != "" {
+		if text := othersFiles(spec, host); text != "" {
+			fmt.Fprintln(os.Stderr, "squire:", text)
+		}
 		return runContainer(&runtime.Runner{Phases: times.report()}, spec, host, ops, func() error { return nil })
 	}
 	site, err := siteConfig()
@@ -413,6 +417,17 @@ func (o *runOptions) start(spec *runtime.Spec, host *runtime.Host, ops []runtime
 	}
 	defer file.Close()
 	return o.runImage(spec, host, ops, file, times)
+}
+
+// othersFiles says of a directory what a writable layer over it cannot do, "" for nothing. The files of an image
+// appear as the caller's; those of a directory are whose they are, and in a namespace with one id the kernel copies up none
+// that belong to others.
+func othersFiles(spec *runtime.Spec, host *runtime.Host) string {
+	var st unix.Stat_t
+	if !spec.Writable || host.Root || unix.Stat(spec.Dir, &st) != nil || int(st.Uid) == host.UID {
+		return ""
+	}
+	return fmt.Sprintf("%s belongs to user %d, and what is theirs in it stays as it is, in a writable layer too; in an image made of it (squire pack) all is yours", printable(spec.Dir), st.Uid)
 }
 
 // traces are the files for the image's trace.
