@@ -29,7 +29,7 @@ const (
 // bounding set is no right, but a limit to what programs with file capabilities
 // gain: the command has it from this thread, which must be the one that starts
 // it, and no_new_privs is that limit for the others. A call in every thread
-// wakes them all, and these are 41.
+// wakes them all, and these are 41 calls.
 func drop(capabilities bool) error {
 	if err := rights.NoNewPrivs(); err != nil {
 		return err
@@ -46,9 +46,7 @@ func drop(capabilities bool) error {
 	if err := dropBounding(); err != nil {
 		return err
 	}
-	if err := rights.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0); err != nil {
-		return fmt.Errorf("clear ambient capabilities: %w", err)
-	}
+	// With them go the ambient ones (cap_capset, security/commoncap.c).
 	return rights.NoCapabilities()
 }
 
@@ -73,9 +71,6 @@ func dropThread(capabilities bool) error {
 	}
 	if err := dropBounding(); err != nil {
 		return err
-	}
-	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
-		return fmt.Errorf("clear ambient capabilities: %w", err)
 	}
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var none [2]unix.CapUserData

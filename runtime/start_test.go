@@ -85,3 +85,25 @@ func TestChildren(t *testing.T) {
 		t.Errorf("%v, before %v", got, before)
 	}
 }
+
+// An ordinary user's command holds no capability, and no thread of the init stage does.
+func TestNoCapabilities(t *testing.T) {
+	forUsers(t, func(t *testing.T, w who, root string) {
+		if w.uid == 0 {
+			t.Skip("root keeps what it has")
+		}
+		out := sh(t, w, Spec{Dir: root}, "cat /proc/self/status /proc/$PPID/task/*/status")
+		sets := 0
+		for line := range strings.Lines(out) {
+			if name, set, _ := strings.Cut(line, ":"); strings.HasPrefix(name, "Cap") && name != "CapBnd" {
+				sets++
+				if strings.Trim(set, "\t0\n") != "" {
+					t.Error(line)
+				}
+			}
+		}
+		if sets < 3*4 { // of the command and two threads at least
+			t.Errorf("%d sets in %s", sets, out)
+		}
+	})
+}
