@@ -119,6 +119,8 @@ func (b *builder) do(i int, op Op) error {
 		return b.umount(op)
 	case OpFile:
 		return b.file(i, op)
+	case OpAccount:
+		return b.account(op)
 	case OpSymlink:
 		return b.link(op)
 	case OpCache:
@@ -234,7 +236,7 @@ func (b *builder) dir(i int) error {
 // layer mounts an overlay above the root, unless the plan wants one only for
 // missing targets and none is missing.
 func (b *builder) layer(i int, op Op) error {
-	if slices.Contains(op.Flags, "when-missing") && !b.anyMissing(op.Args) {
+	if slices.Contains(op.Flags, whenMissing) && !b.anyMissing(op.Args) {
 		return nil
 	}
 	if fd, ok := b.sources[i]; ok {

@@ -20,6 +20,8 @@ type Host struct {
 
 	UID int
 	GID int
+	// User and Group are the lines of /etc/passwd and /etc/group for these, "" where there is none.
+	User, Group string
 	// Devices are the device nodes to show beside Spec.Devices, absolute paths.
 	Devices []string
 	// Terminal is the path of the terminal on standard input, if it is one.
@@ -44,6 +46,9 @@ var deviceNodes = []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/random",
 // Probe looks at this machine and process.
 func Probe() *Host {
 	h := &Host{UID: os.Geteuid(), GID: os.Getegid(), Root: maySetUpMounts(), IDsMapped: rights.AllIDsMapped()}
+	if h.UID != 0 {
+		h.User, h.Group = hostAccount(userFile, h.UID), hostAccount(groupFile, h.GID)
+	}
 	for _, p := range optionalPaths {
 		if _, err := os.Stat(p); err == nil {
 			h.Present = append(h.Present, p)

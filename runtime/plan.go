@@ -27,6 +27,7 @@ const (
 	OpMqueue   Verb = "mqueue"   // the message queues of the IPC namespace at Target, or none where the kernel has none
 	OpCgroup   Verb = "cgroup2"  // the control groups of the cgroup namespace at Target, or Source of the host likewise
 	OpFile     Verb = "file"     // a file of the lines in Args appears at Target, if its directory is there
+	OpAccount  Verb = "account"  // the database of users or groups at Target has the line in Args, too
 	OpUmount   Verb = "umount"   // what is mounted last at Target goes
 	OpSymlink  Verb = "symlink"  // Target points to Source
 	OpCache    Verb = "ldcache"  // the loader's cache at Target has the libraries in Args, too
@@ -89,7 +90,7 @@ func Plan(s *Spec, h *Host) ([]Op, error) {
 	if err := s.check(); err != nil {
 		return nil, err
 	}
-	on := slices.Concat(systemMounts(s, h), aptSandbox(s, h), deviceMounts(s, h), acceleratorMounts(s))
+	on := slices.Concat(accountOps(s, h), systemMounts(s, h), aptSandbox(s, h), deviceMounts(s, h), acceleratorMounts(s))
 	for i, m := range s.Mounts {
 		if !slices.ContainsFunc(s.Mounts[:i], m.equal) { // as pyxis does
 			on = append(on, mountOp(m))
@@ -129,6 +130,9 @@ func execOp(s *Spec) Op {
 // sealRoot is a flag of OpSeal: the root came writable.
 const sealRoot = "root"
 
+// whenMissing is a flag of OpLayer, and of OpAccount: for an id that the image does not know.
+const whenMissing = "when-missing"
+
 // Flags of chdir and exec, see Op.
 const (
 	unlessConfigured = "unless-configured"
@@ -158,9 +162,9 @@ func layerOp(s *Spec, h *Host, on []Op) Op {
 	if s.Writable || s.Upper != "" { // which others may share, and write to
 		return op
 	}
-	op.Flags = append(op.Flags, "when-missing")
+	op.Flags = append(op.Flags, whenMissing)
 	for i, m := range on {
-		if m.Do != OpUmount && m.Do != OpFile && !below(m.Target, on[:i]) {
+		if m.Do != OpUmount && m.Do != OpFile && m.Do != OpAccount && !below(m.Target, on[:i]) {
 			op.Args = append(op.Args, m.Target)
 		}
 	}

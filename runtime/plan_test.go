@@ -15,7 +15,7 @@ var update = flag.Bool("update", false, "rewrite the golden plans in testdata")
 var (
 	laptop = Host{UID: 1000, GID: 1000, Devices: []string{"/dev/null", "/dev/tty"}}
 	node   = Host{
-		UID: 1000, GID: 100, Terminal: "/dev/pts/3",
+		UID: 1000, GID: 100, Terminal: "/dev/pts/3", User: "me:x:1000:100::/home/me:/bin/zsh",
 		Devices: []string{"/dev/null", "/dev/zero", "/dev/nvidia0", "/dev/nvidiactl", "/dev/infiniband/uverbs0"},
 		Present: []string{"/etc/resolv.conf", "/etc/hosts", "/dev/shm", "/dev/mqueue", "/dev/hugepages", cgroup2File},
 	}
