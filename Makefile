@@ -154,7 +154,7 @@ deps: ## install, or name, the tools that tests need
 
 # Without root the images cannot be made; the tests that need them say so and are skipped.
 rootfs: ## make the images that tests and benchmarks use
-	@if [ "$$(id -u)" = 0 ]; then testdata/rootfs.sh "$(SQUIRE_TESTDIR)"; testdata/mpi.sh "$(SQUIRE_TESTDIR)" || echo "make: tests of MPI will be skipped"; \
+	@if [ "$$(id -u)" = 0 ]; then testdata/rootfs.sh "$(SQUIRE_TESTDIR)"; testdata/programs.sh "$(SQUIRE_TESTDIR)" || echo "make: tests of programs and MPI will be skipped"; \
 	else echo "make: not root, so the images of tests and benchmarks are not made"; fi
 
 # Needs root too. Images are kept, and made anew only when the script or a writer changed.
