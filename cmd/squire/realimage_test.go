@@ -34,7 +34,6 @@ func TestRealImage(t *testing.T) {
 		t.Run("status/"+who.name, func(t *testing.T) { testStatus(t, l, who) })
 		t.Run("bad-input/"+who.name, func(t *testing.T) { testBadInput(t, l, who) })
 		t.Run("exec/"+who.name, func(t *testing.T) { testExec(t, l, who) })
-		t.Run("packages/"+who.name, func(t *testing.T) { testPackages(t, l, who) })
 		t.Run("gpu/"+who.name, func(t *testing.T) { testGPU(t, l, who) })
 		t.Run("trace/"+who.name, func(t *testing.T) { testTrace(t, l, who) })
 		t.Run("pack/"+who.name, func(t *testing.T) { testPack(t, l, who) })

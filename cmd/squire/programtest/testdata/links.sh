@@ -5,8 +5,8 @@ cp -al pkgs/p1 env && (cd pkgs/all && ln -s ../p1/lib/* .)
 stat -c 'hard %h' env/lib/f200 && echo "symbolic $(cat pkgs/all/f*9 | wc -l)"
 rm -r env && stat -c 'hard %h' pkgs/p1/lib/f200
 
-# Of four names of the image's for one file, that which is linked gets a file of its own: what overlayfs does
-# without an index, which wants rights that users lack.
+# Of four names of the image's for one file, that which is linked becomes a file of its own: what overlayfs does
+# without an index.
 ln /odd/link-1 /odd/link-5 && stat -c 'image %h' /odd/link-5
 echo changed >/odd/link-5 && cat /odd/link-1 /odd/link-2
 
