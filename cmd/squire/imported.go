@@ -118,6 +118,7 @@ func importFailed(name string, err error) error {
 // importStage is the import stage. It returns the exit status.
 func importStage() int {
 	stage.SetName(importStageName)
+	unix.Umask(unix.Umask(0o022) | 0o022) // what others may write to is not taken the next time
 	unix.CloseOnExec(importStageResult)
 	result := os.NewFile(importStageResult, "result")
 	if len(os.Args) != 2 {
@@ -386,7 +387,7 @@ func trustedEntry(name string, parent bool) (target string, err error) {
 		return "", &os.PathError{Op: "open", Path: name, Err: err}
 	case st.Uid != 0 && int(st.Uid) != os.Geteuid() && !unknown:
 		return "", fmt.Errorf("%s belongs to user %d, and your images would not be safe there", name, st.Uid)
-	case link || st.Mode&0o022 == 0, parent && st.Mode&unix.S_ISVTX != 0:
+	case link, parent && st.Mode&unix.S_ISVTX != 0, onlyOwner(name, &st):
 		return target, nil
 	}
 	return "", fmt.Errorf("others may write to %s (mode %#o), and could put their images in place of yours: chmod go-w", name, st.Mode&0o7777)
