@@ -20,6 +20,22 @@ var localeNames = []string{"LANG", "LANGUAGE", "LC_ALL"}
 // what Hold says that the image sets. dir is the working directory.
 func TaskEnvironment(s *Spec, image []string, dir string) []string { return environment(s, image, dir) }
 
+// TaskVariables says which of the caller's variables TaskEnvironment looks at or changes: all others stay as they are. image
+// is what Hold says that the image sets.
+func TaskVariables(s *Spec, image []string) map[string]bool {
+	touched := map[string]bool{"PATH": true, "HOME": true, "USER": true, "LOGNAME": true, "PWD": true, "OLDPWD": true}
+	for _, names := range [][]string{localeNames, torchNames} {
+		for _, name := range names {
+			touched[name] = true
+		}
+	}
+	for _, kv := range slices.Concat(image, s.SetEnv) {
+		name, _, _ := strings.Cut(kv, "=")
+		touched[name] = true
+	}
+	return touched
+}
+
 // heldEnviron is what an image sets, with what drivers of the host in the container need. It is called in the init stage.
 func heldEnviron(ops []Op, image []string) []string {
 	return driverEnvironment(ops, append([]string{"PATH=" + DefaultPath}, image...))
@@ -100,6 +116,12 @@ func (e *envList) unset(name string) {
 			e.at[n] = at - 1
 		}
 	}
+}
+
+// torchNames are the variables that torch looks at and sets.
+var torchNames = []string{
+	"PYTORCH_VERSION", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST", "SLURM_JOB_ID",
+	"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
 }
 
 // torch sets what PyTorch's env:// rendezvous wants to know, in images that name themselves PyTorch's: the rank, from

@@ -123,7 +123,7 @@ static uint32_t number(spank_t spank, spank_item_t item)
 	return spank_get_item(spank, item, &n) == ESPANK_SUCCESS ? n : 0;
 }
 
-/* ---- documents: JSON in files in memory ---- */
+/* ---- documents: files in memory, JSON but for a task's ---- */
 
 static FILE *memory(void)
 {
@@ -154,7 +154,7 @@ static void put_field(FILE *f, const char *name, const char *value)
 	put_string(f, value);
 }
 
-/* put_place writes what all documents have: the environment and the directory. */
+/* put_place ends a document: the directory and the environment. */
 static void put_place(FILE *f, char **env)
 {
 	char *cwd = getcwd(NULL, 0);
@@ -172,7 +172,7 @@ static void put_place(FILE *f, char **env)
 /* put_options begins a document with what was given, and the plugin's arguments. */
 static void put_options(FILE *f, int ac, char **av)
 {
-	fputs("{\"version\":1,\"given\":[", f);
+	fputs("{\"version\":2,\"given\":[", f);
 	for (int i = 0; i < ngiven; i++) {
 		fprintf(f, "%s{\"name\":\"%s\"", i ? "," : "", names[i]);
 		put_field(f, "value", values[i]);
@@ -432,6 +432,8 @@ static void put_order(FILE *f, spank_t spank, char **env)
 	put_place(f, env);
 }
 
+static glob_t devices; /* those that a control group may keep a task from: found once for all tasks */
+
 /* slurm_spank_user_init starts the step process when the step wants a container. It never fails, see step_error. */
 int slurm_spank_user_init(spank_t spank, int ac, char **av)
 {
@@ -452,6 +454,7 @@ int slurm_spank_user_init(spank_t spank, int ac, char **av)
 	}
 	if (order)
 		fclose(order);
+	glob("/dev/{nvidia[0-9]*,nvidia-caps/*,dri/*}", GLOB_BRACE, NULL, &devices);
 	if (error)
 		snprintf(step_error, sizeof step_error, "cannot start %s: %s", squire, strerror(error));
 	if (step >= 0 && send(closer[1], "", 1, MSG_NOSIGNAL) == 1)
@@ -468,25 +471,23 @@ static void fail(const char *what, const char *object)
 	_exit(1);
 }
 
+/* put_record writes a record: a letter, a text, and NUL. */
+static void put_record(FILE *f, char letter, const char *text)
+{
+	putc(letter, f);
+	fwrite(text, 1, strlen(text) + 1, f);
+}
+
 /*
  * put_denied writes the device nodes that the task's control group keeps it from, which only a process in that can
  * tell: access(2) asks the group as open(2) does, and wakes no device.
  */
 static void put_denied(FILE *f)
 {
-	glob_t nodes = { 0 };
-	int n = 0;
-
-	glob("/dev/{nvidia[0-9]*,nvidia-caps/*,dri/*}", GLOB_BRACE, NULL, &nodes);
-	fputs(",\"denied\":[", f);
-	for (size_t i = 0; i < nodes.gl_pathc; i++) {
-		if (access(nodes.gl_pathv[i], R_OK | W_OK) < 0 && errno == EPERM) {
-			fputs(n++ ? "," : "", f);
-			put_string(f, nodes.gl_pathv[i]);
-		}
+	for (size_t i = 0; i < devices.gl_pathc; i++) {
+		if (access(devices.gl_pathv[i], R_OK | W_OK) < 0 && errno == EPERM)
+			put_record(f, 'd', devices.gl_pathv[i]);
 	}
-	putc(']', f);
-	globfree(&nodes);
 }
 
 /* ask sends what the task is to the step process, and returns the socket that the reply comes to. */
@@ -499,9 +500,10 @@ static int ask(spank_t spank)
 	FILE *f = memory();
 	if (!f || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
 		fail("cannot ask for a container", "");
-	fprintf(f, "{\"local\":%u,\"rank\":%u", number(spank, S_TASK_ID), number(spank, S_TASK_GLOBAL_ID));
 	put_denied(f);
-	put_place(f, env);
+	for (; env && *env; env++)
+		put_record(f, 'e', *env);
+	put_record(f, 't', "");
 	if (!written(f))
 		fail("cannot ask for a container", "");
 

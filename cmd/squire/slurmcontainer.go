@@ -8,8 +8,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/squirefs/squire/runtime"
 	"github.com/squirefs/squire/runtime/container"
 )
@@ -21,7 +19,10 @@ type slurmContainer struct {
 	dir          string   // where tasks start
 	spec         *runtime.Spec
 	capabilities uint64
-	filter       []unix.SockFilter
+	filter       string // see filterText
+
+	touchedOnce sync.Once
+	touched     map[string]bool // see variables
 
 	held     *runtime.Held          // nil: somebody else made it
 	devices  *stepDevices           // nil likewise
@@ -106,7 +107,7 @@ func (s *slurmStep) make(ctx context.Context, flags *runOptions, options *slurmO
 	}
 	flags.account.holds(held)
 	c := &slurmContainer{
-		namespaces: held.Namespaces, environ: held.Environ, dir: held.Workdir, spec: spec, filter: held.Filter(), held: held,
+		namespaces: held.Namespaces, environ: held.Environ, dir: held.Workdir, spec: spec, filter: filterText(held.Filter()), held: held,
 		devices: flags.devices.step, account: flags.account, first: s.order.NodeID == 0,
 	}
 	if held.KeepsCapabilities() {
@@ -208,8 +209,14 @@ func (c *slurmContainer) reply(_ *slurmStep, task *slurmTask) (*slurmReply, erro
 		return &slurmReply{set: c.script}, nil
 	}
 	r := &slurmReply{namespaces: c.namespaces, dir: c.dir, capabilities: c.capabilities, filter: c.filter, supervised: c.save != nil}
-	r.set, r.unset = taskEnviron(c.spec, task.Env, c.environ, c.dir)
+	r.set, r.unset = taskEnviron(c.spec, c.variables(), task.Env, c.environ, c.dir)
 	return r, c.devices.share(c.held, task, r)
+}
+
+// variables are those of a task that may have to change.
+func (c *slurmContainer) variables() map[string]bool {
+	c.touchedOnce.Do(func() { c.touched = runtime.TaskVariables(c.spec, c.environ) })
+	return c.touched
 }
 
 // settle says that no task's view of the container will be another one's any more.

@@ -29,7 +29,7 @@ type slurmDocument struct {
 }
 
 // slurmVersion is the one of the documents that are understood here.
-const slurmVersion = 1
+const slurmVersion = 2
 
 // maxSlurmDocument bounds a document, in bytes: an environment may have several MiB.
 const maxSlurmDocument = 32 << 20

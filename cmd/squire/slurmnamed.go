@@ -150,7 +150,7 @@ func (s *slurmStep) joinNamed(options *slurmOptions, n *namedRun) (*slurmContain
 		return nil, err
 	}
 	c := &slurmContainer{
-		namespaces: state.Namespaces, environ: state.Environ, dir: state.Workdir, spec: spec, filter: runtime.Filter(ops),
+		namespaces: state.Namespaces, environ: state.Environ, dir: state.Workdir, spec: spec, filter: filterText(runtime.Filter(ops)),
 		close: n.close,
 	}
 	if spec.Workdir != "" {

@@ -242,14 +242,14 @@ func TestSlurmOptionsInAllocations(t *testing.T) {
 
 func TestSlurmDocument(t *testing.T) {
 	for text, want := range map[string]string{
-		`{"version":1}`: "",
-		`{"version":1,"given":[{"name":"container-image","value":"/i"},{"name":"container-writable"},{"name":"container-mounts","value":"/a"},
+		`{"version":2}`: "",
+		`{"version":2,"given":[{"name":"container-image","value":"/i"},{"name":"container-writable"},{"name":"container-mounts","value":"/a"},
 			{"name":"container-remap-root"},{"name":"no-container-remap-root"}],"job":1,"context":"local"}`: "--container-remap-root: excludes --no-container-remap-root",
-		`{"version":1,"given":[{"name":"container-writable"},{"name":"container-readonly"},{"name":"container-image","value":"/i"}],"context":"local"}`: "--container-writable: excludes --container-readonly",
-		`{"version":2}`: "for another squire: its version is 2",
-		`{"version":1,"given":[{"name":"container-what","value":"x"}]}`:         "there is no --container-what",
-		`{"version":1,"given":[{"name":"container-image","value":"/a\u0000"}]}`: "NUL",
-		`{"version":1`: "what the Slurm plugin says: unexpected end",
+		`{"version":2,"given":[{"name":"container-writable"},{"name":"container-readonly"},{"name":"container-image","value":"/i"}],"context":"local"}`: "--container-writable: excludes --container-readonly",
+		`{"version":9}`: "for another squire: its version is 9",
+		`{"version":2,"given":[{"name":"container-what","value":"x"}]}`:         "there is no --container-what",
+		`{"version":2,"given":[{"name":"container-image","value":"/a\u0000"}]}`: "NUL",
+		`{"version":2`: "what the Slurm plugin says: unexpected end",
 		``:             "what the Slurm plugin says: unexpected end",
 	} {
 		var d slurmDocument
@@ -265,7 +265,7 @@ func TestSlurmDocument(t *testing.T) {
 
 // The plugin writes bytes, and gets them back.
 func TestSlurmDocumentBytes(t *testing.T) {
-	text := `{"version":1,"given":[{"name":"container-image","value":"/\u00c3\u00a9"}],"plugin":["squire=/\u00ff"],"env":["A=\u00e9\u007f","B=plain"],"cwd":"/\u0080"}`
+	text := `{"version":2,"given":[{"name":"container-image","value":"/\u00c3\u00a9"}],"plugin":["squire=/\u00ff"],"env":["A=\u00e9\u007f","B=plain"],"cwd":"/\u0080"}`
 	var d slurmDocument
 	if err := readSlurmDocument(strings.NewReader(text), &d); err != nil {
 		t.Fatal(err)
@@ -322,10 +322,10 @@ func runSlurmCheck(t *testing.T, stdin string) (status int, stderr string) {
 }
 
 func TestSlurmCheck(t *testing.T) {
-	if status, said := runSlurmCheck(t, `{"version":1,"given":[{"name":"container-image","value":"/i.sqsh"}]}`); status != 0 || said != "" {
+	if status, said := runSlurmCheck(t, `{"version":2,"given":[{"name":"container-image","value":"/i.sqsh"}]}`); status != 0 || said != "" {
 		t.Errorf("status %d, %q", status, said)
 	}
-	status, said := runSlurmCheck(t, `{"version":1,"given":[{"name":"container-image","value":""},{"name":"container-unshare","value":"x"},
+	status, said := runSlurmCheck(t, `{"version":2,"given":[{"name":"container-image","value":""},{"name":"container-unshare","value":"x"},
 		{"name":"container-mounts","value":"/a:b,/a:b"}]}`)
 	if status != exitBadOption || strings.Count(said, "\n") != 3 {
 		t.Errorf("status %d, %q, want three lines", status, said)
@@ -367,7 +367,7 @@ func TestTaskEnviron(t *testing.T) {
 		"SAME=1", "RANK=0", "EMPTY=",
 	}
 	image := []string{"PATH=/conda/bin", "A=image", "KEPT=image", "SAME=1", "PYTORCH_VERSION=2"}
-	set, unset := taskEnviron(spec, task, image, "/workspace")
+	set, unset := taskEnviron(spec, runtime.TaskVariables(spec, image), task, image, "/workspace")
 	slices.Sort(set)
 	slices.Sort(unset)
 	if want := []string{"A=image", "LOCAL_RANK=3", "PATH=/conda/bin", "PWD=/workspace", "PYTORCH_VERSION=2", "RANK=7"}; !slices.Equal(set, want) {
@@ -378,6 +378,34 @@ func TestTaskEnviron(t *testing.T) {
 	}
 	if !slices.Equal(spec.Environ, []string{"OTHER=1"}) {
 		t.Error("it has changed the spec")
+	}
+}
+
+// What taskEnviron leaves out, as nothing happens to it, changes nothing.
+func TestTaskVariables(t *testing.T) {
+	task := []string{
+		"A=host", "B=b", "A=again", "KEPT=host", "LC_ALL=C", "HOME=/home", "SLURM_STEP_NODELIST=n[1-2]", "SLURM_JOB_ID=7", "SLURM_STEP_NUM_TASKS=2",
+		"SLURM_PROCID=1", "MASTER_PORT=1", "NONE", "C=c", "=x", "OLDPWD=/", "DRIVER=host",
+	}
+	all := map[string]bool{}
+	for _, kv := range task {
+		name, _, _ := strings.Cut(kv, "=")
+		all[name] = true
+	}
+	for _, spec := range []*runtime.Spec{{}, {RemapRoot: true, KeepEnv: []string{"KEPT", "C"}}, {SetEnv: []string{"B=set", "NEW=1"}}} {
+		for _, image := range [][]string{nil, {"A=image", "KEPT=image", "PYTORCH_VERSION=2", "DRIVER=", "PATH=/x"}} {
+			touched := runtime.TaskVariables(spec, image)
+			set, unset := taskEnviron(spec, touched, task, image, "/work")
+			wantSet, wantUnset := taskEnviron(spec, all, task, image, "/work")
+			slices.Sort(set)
+			slices.Sort(wantSet)
+			if !slices.Equal(set, wantSet) || !slices.Equal(unset, wantUnset) {
+				t.Errorf("%+v, %q: got %q and %q, want %q and %q", spec, image, set, unset, wantSet, wantUnset)
+			}
+			if touched["C"] {
+				t.Error("all variables count")
+			}
+		}
 	}
 }
 

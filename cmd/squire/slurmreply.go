@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -31,7 +32,7 @@ type slurmReply struct {
 	set, unset   []string
 	dir          string
 	capabilities uint64
-	filter       []unix.SockFilter
+	filter       string // see filterText
 	supervised   bool
 }
 
@@ -43,39 +44,42 @@ func replyHead(sign byte, length int) string { return fmt.Sprintf("%c%08x", sign
 
 // encode returns the bytes.
 func (r *slurmReply) encode() ([]byte, error) {
-	var records []string
+	b := append(make([]byte, 0, 4<<10), replyHead('+', 0)...)
+	head, records := len(b), 0
+	add := func(letter byte, text string) {
+		b = append(append(append(b, letter), text...), 0)
+		records++
+	}
 	if r.supervised {
-		records = append(records, "k")
+		add('k', "")
 	}
 	for _, n := range r.namespaces {
-		records = append(records, "n"+n.Kind)
+		add('n', n.Kind)
 	}
 	for _, kv := range r.set {
-		records = append(records, "s"+kv)
+		add('s', kv)
 	}
 	for _, name := range r.unset {
-		records = append(records, "u"+name)
+		add('u', name)
 	}
 	if r.dir != "" {
-		records = append(records, "w"+r.dir)
+		add('w', r.dir)
 	}
 	if len(r.namespaces) > 0 {
-		records = append(records, "c"+strconv.FormatUint(r.capabilities, 16))
+		add('c', strconv.FormatUint(r.capabilities, 16))
 	}
-	if len(r.filter) > 0 {
-		records = append(records, "f"+filterText(r.filter))
+	if r.filter != "" {
+		add('f', r.filter)
 	}
-	for i, r := range records {
-		if strings.ContainsRune(r, 0) {
-			return nil, errors.New("the environment of the container has a NUL byte in it")
-		}
-		records[i] += "\x00"
+	size := len(b) - head
+	switch {
+	case bytes.Count(b[head:], []byte{0}) != records:
+		return nil, errors.New("the environment of the container has a NUL byte in it")
+	case size > maxReply:
+		return nil, fmt.Errorf("the environment of the task is too large for the container (%s)", sizeString(int64(size)))
 	}
-	text := strings.Join(records, "")
-	if len(text) > maxReply {
-		return nil, fmt.Errorf("the environment of the task is too large for the container (%s)", sizeString(int64(len(text))))
-	}
-	return []byte(replyHead('+', len(text)) + text), nil
+	copy(b, replyHead('+', size))
+	return b, nil
 }
 
 // filterText is a filter in hexadecimal digits.

@@ -5,10 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -330,43 +328,53 @@ func wordsOf(err error) string {
 	return text[:min(len(text), limit)]
 }
 
-// slurmTask is what a task says of itself.
+// slurmTask is what a task says of itself, in records as those of slurmReply:
+//
+//	d  a device node that the task's control group keeps it from, which only a process in that can tell
+//	e  NAME=VALUE, of the environment
+//	t  the end
 type slurmTask struct {
-	Local int      `json:"local"` // its number on the node
-	Rank  int      `json:"rank"`
-	Task  int      `json:"task"`
-	Env   []string `json:"env"`
-	Cwd   string   `json:"cwd"`
-	// Denied are the device nodes that the task's control group keeps it from, which only a process in that can tell.
-	Denied []string `json:"denied"`
+	Env    []string
+	Denied []string
 }
 
-// maxSlurmTask bounds a slurmTask, in bytes: an environment may have 6 MiB (execve(2)), and JSON makes it longer.
-const maxSlurmTask = 16 << 20
+// maxSlurmTask bounds a slurmTask, in bytes: an environment may have 6 MiB (execve(2)).
+const maxSlurmTask = 8 << 20
 
 // readSlurmTask reads what a task says. The file is a memfd: another could keep us waiting.
 func readSlurmTask(file *os.File) (*slurmTask, error) {
-	if _, err := unix.FcntlInt(file.Fd(), unix.F_GET_SEALS, 0); err != nil {
+	var st unix.Stat_t
+	fd := int(file.Fd())
+	if _, err := unix.FcntlInt(file.Fd(), unix.F_GET_SEALS, 0); err != nil || unix.Fstat(fd, &st) != nil {
 		return nil, errors.New("a task sent no file in memory")
 	}
-	text, err := io.ReadAll(io.NewSectionReader(file, 0, maxSlurmTask+1))
+	if st.Size > maxSlurmTask {
+		return nil, fmt.Errorf("a task says more than %s", sizeString(maxSlurmTask))
+	}
+	text := make([]byte, st.Size)
+	n, err := unix.Pread(fd, text, 0)
 	if err != nil {
 		return nil, fmt.Errorf("what a task says: %w", err)
 	}
-	return parseSlurmTask(text)
+	return parseSlurmTask(text[:n])
 }
 
 func parseSlurmTask(text []byte) (*slurmTask, error) {
-	if len(text) > maxSlurmTask {
-		return nil, fmt.Errorf("a task says more than %s", sizeString(maxSlurmTask))
+	records, whole := strings.CutSuffix(string(text), "t\x00")
+	t := &slurmTask{Env: make([]string, 0, strings.Count(records, "\x00"))}
+	for records != "" && whole {
+		var record string
+		record, records, whole = strings.Cut(records, "\x00")
+		switch {
+		case strings.HasPrefix(record, "d"):
+			t.Denied = append(t.Denied, record[1:])
+		case strings.HasPrefix(record, "e"):
+			t.Env = append(t.Env, record[1:])
+		default:
+			whole = false
+		}
 	}
-	t := new(slurmTask)
-	if err := json.Unmarshal(text, t); err != nil {
-		return nil, fmt.Errorf("what a task says: %w", err)
-	}
-	slurmBytes(t.Env)
-	t.Cwd = slurmByte(t.Cwd)
-	if t.Local < 0 || slices.ContainsFunc(t.Env, func(kv string) bool { return strings.ContainsRune(kv, 0) }) {
+	if !whole {
 		return nil, errors.New("what a task says makes no sense")
 	}
 	return t, nil

@@ -167,11 +167,19 @@ type testTask struct {
 func (s *testStep) ask(local int, env ...string) *testTask {
 	s.t.Helper()
 	env = append(slices.Clone(s.env), env...)
-	text, err := json.Marshal(map[string]any{"local": local, "rank": local, "env": env, "cwd": "/tmp"})
-	if err != nil {
-		s.t.Fatal(err)
+	return s.askWith(memory(s.t, []byte(taskText(nil, env))), env)
+}
+
+// taskText is what a task says.
+func taskText(denied, env []string) string {
+	var b strings.Builder
+	for _, node := range denied {
+		b.WriteString("d" + node + "\x00")
 	}
-	return s.askWith(memory(s.t, text), env)
+	for _, kv := range env {
+		b.WriteString("e" + kv + "\x00")
+	}
+	return b.String() + "t\x00"
 }
 
 func (s *testStep) askWith(file *os.File, env []string) *testTask {
@@ -550,7 +558,7 @@ func TestStepHostileMessages(t *testing.T) {
 		}
 	}
 	pipe, _ := readable(t)
-	for _, file := range []*os.File{null, pipe, memory(t, nil), memory(t, []byte(`{"local":-1}`)), memory(t, []byte(`{"env":["A\u0000=1"]}`))} {
+	for _, file := range []*os.File{null, pipe, memory(t, nil), memory(t, []byte("eA=1\x00")), memory(t, []byte("eA=1\x00x\x00t\x00")), memory(t, []byte("eA=1t\x00"))} {
 		if r := s.askWith(file, nil).reply(); !r.refused || r.bad == "" {
 			t.Errorf("got %+v", r)
 		}
@@ -732,7 +740,7 @@ func FuzzSlurmOrder(f *testing.F) {
 }
 
 func FuzzSlurmTask(f *testing.F) {
-	f.Add([]byte(`{"local":0,"rank":3,"task":7,"env":["A=1","B"],"cwd":"/","denied":["/dev/nvidia0"]}`), "PATH=/bin", "/")
+	f.Add([]byte(taskText([]string{"/dev/nvidia0"}, []string{"A=1", "B"})), "PATH=/bin", "/")
 	f.Fuzz(func(t *testing.T, text []byte, image, dir string) {
 		task, err := parseSlurmTask(text)
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,9 +19,17 @@ import (
 // absolute ones too, lead nowhere outside.
 type tree struct {
 	fd     int
-	path   string              // without links; "" for "/"
-	denied map[string]bool     // devices that may not be opened, whatever the kernel says
-	listed map[string][]string // names in directories that were asked for
+	path   string          // without links; "" for "/"
+	denied map[string]bool // devices that may not be opened, whatever the kernel says
+	found  *found
+}
+
+// found has what was found before: a /dev has hundreds of entries, every kind of device is asked for, and each task of a
+// step asks for its own.
+type found struct {
+	mu    sync.Mutex
+	names map[string][]string    // in directories
+	nodes map[[2]string][]string // by directory and pattern
 }
 
 // openTree opens a root directory. The caller closes it.
@@ -29,7 +38,7 @@ func openTree(root string) (*tree, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", root, err)
 	}
-	t := &tree{fd: fd, listed: map[string][]string{}}
+	t := &tree{fd: fd, found: &found{names: map[string][]string{}, nodes: map[[2]string][]string{}}}
 	p, err := descriptorPath(fd)
 	if err != nil {
 		unix.Close(fd)
@@ -86,12 +95,18 @@ const maxNames = 1 << 14
 
 // list returns the names in a directory, numbers in them in numeric order, which
 // belong to the tree. A directory that cannot be read is as good as an empty one.
-// Each is read once: of /dev every kind of device is asked for.
+// Each is read once in the life of a tree.
 func (t *tree) list(dir string) []string {
-	names, ok := t.listed[dir]
+	t.found.mu.Lock()
+	defer t.found.mu.Unlock()
+	return t.listLocked(dir)
+}
+
+func (t *tree) listLocked(dir string) []string {
+	names, ok := t.found.names[dir]
 	if !ok {
 		names = t.readNames(dir)
-		t.listed[dir] = names
+		t.found.names[dir] = names
 	}
 	return names
 }
@@ -134,9 +149,21 @@ func (t *tree) is(name string, kind uint32) bool {
 }
 
 // devices lists the character devices in dir whose names match a pattern of
-// path.Match.
-func (t *tree) devices(dir, pattern string) (nodes []string) {
-	for _, n := range t.list(dir) {
+// path.Match. They are looked for once in the life of a tree. The caller changes nothing of the list.
+func (t *tree) devices(dir, pattern string) []string {
+	t.found.mu.Lock()
+	defer t.found.mu.Unlock()
+	key := [2]string{dir, pattern}
+	nodes, ok := t.found.nodes[key]
+	if !ok {
+		nodes = t.devicesLocked(dir, pattern)
+		t.found.nodes[key] = nodes
+	}
+	return nodes
+}
+
+func (t *tree) devicesLocked(dir, pattern string) (nodes []string) {
+	for _, n := range t.listLocked(dir) {
 		if ok, _ := path.Match(pattern, n); ok && t.is(path.Join(dir, n), unix.S_IFCHR) {
 			nodes = append(nodes, path.Join(dir, n))
 		}
