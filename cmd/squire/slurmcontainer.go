@@ -85,6 +85,7 @@ func (s *slurmStep) make(ctx context.Context, flags *runOptions, options *slurmO
 	}
 	defer func() { _ = os.Chdir("/") }() // nothing keeps a file system busy
 	s.pmix.wait(ctx)
+	s.pty.wait(ctx)
 	spec, err := s.spec(flags, options, image, n)
 	if err != nil {
 		return nil, err
@@ -146,6 +147,7 @@ func (s *slurmStep) spec(flags *runOptions, options *slurmOptions, image string,
 // hold makes what is asked for. end is to be called when it was closed.
 func (s *slurmStep) hold(flags *runOptions, spec *runtime.Spec, n *namedRun, log *os.File) (held *runtime.Held, end func(), err error) {
 	host := runtime.Probe()
+	host.Terminal = s.pty.terminal
 	ops, err := runtime.Plan(spec, host)
 	if err == nil {
 		err = runtime.CheckHold(spec)

@@ -111,6 +111,7 @@ type slurmStep struct {
 	failed    error
 	told      atomic.Bool // a task has been told of failed
 	pmix      pmixWait
+	pty       ptyWait
 
 	reads    chan struct{} // one for each task whose words are read
 	answers  sync.WaitGroup
@@ -238,6 +239,7 @@ func (s *slurmStep) end() {
 // answer answers a task, and closes its descriptors: while the container is made, there is one open for each task.
 func (s *slurmStep) answer(to, stderr, file *os.File) {
 	defer to.Close()
+	s.pty.tell(stderr, s.order.Tasks)
 	s.words.speakTo(stderr)
 	task, err := s.hear(file)
 	s.pmix.tell(task)
