@@ -16,6 +16,7 @@ package_of() {
 	squashfuse | squashfuse_ll) echo squashfuse ;;
 	fusermount3) echo fuse3 ;;
 	setfattr) echo attr ;;
+	setfacl) echo acl ;;
 	debootstrap) echo debootstrap ;;
 	busybox) echo busybox-static ;;
 	shellcheck) echo shellcheck ;;
@@ -30,18 +31,20 @@ package_of() {
 	zstd.h) echo libzstd-dev ;;
 	libdeflate.h) echo libdeflate-dev ;;
 	slurm/spank.h) echo libslurm-dev ;;
+	libpmix.so) echo libpmix-dev ;;
 	slurmctld | slurmd | srun | sbatch | salloc) echo slurm-wlm ;;
 	*) echo "$1" ;;
 	esac
 }
 
 # has says whether a tool is there; busybox only counts when it runs without libraries, Debian's keys, which other
-# distributions leave out, are a file, and of a C library the header has to be found.
+# distributions leave out, are a file, of a C library the header has to be found, and PMIx's where Slurm's plugin looks.
 has() {
 	case $1 in
 	busybox) path=$(command -v busybox) && ! ldd "$path" >/dev/null 2>&1 ;;
 	*.h) echo "#include <$1>" | cc -E -x c - >/dev/null 2>&1 ;;
 	debian-archive-keyring) [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] ;;
+	libpmix.so) ls /usr/lib/*/pmix2/lib/libpmix.so >/dev/null 2>&1 ;;
 	*) command -v "$1" >/dev/null ;;
 	esac
 }
@@ -90,7 +93,7 @@ open_fuse() {
 
 PATH=$PATH:/usr/sbin:/sbin
 [ $# -gt 0 ] || set -- mksquashfs unsquashfs squashfuse fusermount3 debootstrap debian-archive-keyring setfattr busybox setpriv unshare shellcheck \
-	docker-registry skopeo umoci slurmctld munge cc slurm/spank.h \
+	docker-registry skopeo umoci slurmctld munge cc slurm/spank.h libpmix.so setfacl \
 	zlib.h lzma.h lzo/lzo1x.h lz4.h zstd.h libdeflate.h
 
 packages=$(missing "$@")

@@ -3,14 +3,14 @@ package slurmtest
 import (
 	"fmt"
 	"slices"
+	"testing"
 )
 
 // What cases need that a test cannot bring along.
 const (
 	needsGPU   = "NVIDIA GPUs with their driver"
-	needsPMIx  = "a Slurm with its PMIx plugin, which Debian's is built without"
 	needsApt   = "a mirror of the distribution"
-	needsMPI4  = "mpi4py from a registry or an index of packages, and PMIx; MPI over PMI-2 has a test of its own"
+	needsMPI4  = "mpi4py from a registry or an index of packages; MPI over PMI-2 and PMIx has tests of its own"
 	needsSSH   = "openssh-server, from a mirror of the distribution, in the image"
 	needsDocks = "a docker daemon"
 )
@@ -361,9 +361,20 @@ var mountCases = []pyxisCase{
 }
 
 var mpiCases = []pyxisCase{
-	{file: "mpi", name: "PMIx mount", needs: needsPMIx},
-	{file: "mpi", name: "PMIx environment variables", needs: needsPMIx},
-	{file: "mpi", name: "PMIx Horovod", needs: needsPMIx + ", and the image nvidia/tensorflow"},
+	{file: "mpi", name: "PMIx mount", run: func(t *testing.T, a *allocation) {
+		pmixOrSkip(t)
+		a.step(t, step{opts: "--mpi=pmix -n4 --container-image={image}", cmd: `[ -n "$PMIX_SERVER_TMPDIR" ] && findmnt "$PMIX_SERVER_TMPDIR"`})
+	}},
+	{
+		file: "mpi", name: "PMIx environment variables",
+		differs: "PMIX_MCA_psec and PMIX_MCA_gds are not set: PMIx reads what they would be made of, and with them images without munge fail",
+		run: func(t *testing.T, a *allocation) {
+			pmixOrSkip(t)
+			a.step(t, step{opts: "--container-name={name} --container-image={image}", cmd: "true"})
+			a.step(t, step{opts: "--mpi=pmix -n4 --container-name={name}", cmd: `[ -n "$PMIX_SECURITY_MODE" ] && [ -n "$PMIX_GDS_MODULE" ] && [ "$PMIX_RANK" = "$SLURM_PROCID" ]`})
+		},
+	},
+	{file: "mpi", name: "PMIx Horovod", needs: "the image nvidia/tensorflow of a registry"},
 	{file: "mpi", name: "PMI2 file descriptor", steps: []step{
 		{opts: "--mpi=pmi2 -n4 --container-image={image}", cmd: `[ -n "$PMI_FD" ] && readlink /proc/self/fd/$PMI_FD | grep -q socket`},
 	}},
