@@ -210,6 +210,7 @@ type stepMessage struct {
 // take does what a message says. One that nobody understands is for another version.
 func (s *slurmStep) take(text []byte, files []*os.File) {
 	if len(files) == maxStepFiles {
+		s.reads <- struct{}{} // all three descriptors are open until the task has been heard
 		s.answers.Go(func() { s.answer(files[0], files[1], files[2]) })
 		return
 	}
@@ -241,7 +242,9 @@ func (s *slurmStep) answer(to, stderr, file *os.File) {
 	defer to.Close()
 	s.pty.tell(stderr, s.order.Tasks)
 	s.words.speakTo(stderr)
-	task, err := s.hear(file)
+	task, err := readSlurmTask(file)
+	file.Close()
+	<-s.reads
 	s.pmix.tell(task)
 	<-s.ready
 	s.words.silence()
@@ -257,14 +260,6 @@ func (s *slurmStep) answer(to, stderr, file *os.File) {
 	if s.answered.Add(1) == int64(s.order.Tasks) && s.container != nil {
 		s.container.settle()
 	}
-}
-
-// hear reads what a task says, and closes the file.
-func (s *slurmStep) hear(file *os.File) (*slurmTask, error) {
-	defer file.Close()
-	s.reads <- struct{}{}
-	defer func() { <-s.reads }()
-	return readSlurmTask(file)
 }
 
 // admit tells a task how to be in the container.

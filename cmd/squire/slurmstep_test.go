@@ -695,7 +695,7 @@ func TestStepManyTasks(t *testing.T) {
 	img := newStepImage(t, uid)
 	const tasks = 200
 	s := startStep(t, uid, stepEnv(img.dir, "SQUIRE_SERVICE=off"), map[string]any{"tasks": tasks, "given": stepOptions("image", img.file)})
-	few := unix.Rlimit{Cur: 512, Max: 512}
+	few := unix.Rlimit{Cur: tasks + 100, Max: tasks + 100}
 	if err := unix.Prlimit(s.cmd.Process.Pid, unix.RLIMIT_NOFILE, &few, nil); err != nil {
 		t.Fatal(err)
 	}
