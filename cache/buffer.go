@@ -10,6 +10,11 @@ type Buffer struct {
 	n     int    // of which the block fills n
 	key   key
 
+	// While it is kept, guarded by shard.mu.
+	image  *image
+	places [2]place
+	epoch  uint32 // of its last use
+
 	refs int           // guarded by shard.mu; the shard itself has one while the buffer is kept
 	done chan struct{} // guarded by shard.mu until closed; nil while nobody waits
 	err  error         // written before done is closed, read after

@@ -4,14 +4,15 @@
 // user space. What it cannot hold is the rest of a block of which only a part was asked for: fragment blocks, in which
 // the tails of many files lie together, and blocks longer than a request. Those live here.
 //
-// Three properties matter more than the hit rate:
+// Four properties matter more than the hit rate:
 //
 //   - A block is decoded once. Whoever comes second waits for the first and gets the same bytes, or the same error.
 //     Errors are not remembered: the next caller tries again.
 //   - Memory is bounded. Blocks that are kept and buffers that wait for their next use never exceed the budget
 //     together. Beyond it there are only blocks that a caller holds at this moment.
-//   - Buffers are recycled, but never while somebody holds them. In the steady state a hit allocates nothing and a miss
-//     allocates only the few words of its place in the list.
+//   - Buffers are recycled, but never while somebody holds them. In the steady state neither a hit nor a miss allocates.
+//   - Nobody pushes out what others use: each user's images get as much of the budget as any other's, and what others do
+//     not use. See share.go.
 package cache
 
 import (
@@ -77,9 +78,27 @@ func newSharded(bytes int64, n int) *Cache {
 // Budget returns how many bytes the Cache keeps at most.
 func (c *Cache) Budget() int64 { return c.budget }
 
-// NewImage returns a number that no other image of this Cache has. Blocks are kept under it: two mounts of the same
-// image that use the same number share their blocks.
-func (c *Cache) NewImage() uint64 { return c.images.Add(1) }
+// NewImage returns a number that no other image of this Cache has, for an image of a user's. Blocks are kept under it: two
+// mounts of the same image that use the same number share their blocks.
+func (c *Cache) NewImage(user uint64) uint64 {
+	image := c.images.Add(1)
+	c.SetUser(image, user)
+	return image
+}
+
+// SetUser says whose image it is from now on, with all that is kept of it.
+func (c *Cache) SetUser(image, user uint64) {
+	for i := range c.shards {
+		c.shards[i].setUser(image, user)
+	}
+}
+
+// Forget drops all that is kept of an image, which is of use to nobody any more.
+func (c *Cache) Forget(image uint64) {
+	for i := range c.shards {
+		c.shards[i].forget(image)
+	}
+}
 
 // Get returns block b of image, decoding it with d if it is not kept. The caller must call Release on the result
 // exactly once and must not touch its bytes afterwards. A hit does not allocate.
@@ -125,6 +144,14 @@ func (c *Cache) Load(d Decoder, image uint64, b sqfs.Block) (bool, error) {
 	}
 	k := key{image, b}
 	return c.shards[k.shard(len(c.shards))].loadAhead(d, k)
+}
+
+// Kept returns how many bytes are kept of an image.
+func (c *Cache) Kept(image uint64) (bytes int64) {
+	for i := range c.shards {
+		bytes += c.shards[i].keptOf(image)
+	}
+	return bytes
 }
 
 // Stats returns the counters, summed over the shards one after the other.

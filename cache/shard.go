@@ -2,10 +2,8 @@ package cache
 
 import (
 	"errors"
-	"math"
 	"sync"
-
-	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"time"
 )
 
 // ErrPanic is what callers get that waited for a block whose decoder panicked.
@@ -19,9 +17,15 @@ var ErrPanic = errors.New("cache: decoder of this block panicked")
 // INVARIANT: keptBytes + freeBytes <= budget whenever mu is free.
 type shard struct {
 	budget int64
+	clock  func() time.Time
 
 	mu        sync.Mutex
-	kept      *simplelru.LRU[key, *Buffer] // in order of last use
+	kept      map[key]*Buffer
+	all       order // of kept
+	images    map[uint64]*image
+	users     []*user
+	epoch     uint32    // number of times that victimLocked found one over
+	began     time.Time // of this one
 	loading   map[key]*Buffer
 	free      [classes][]*Buffer
 	keptBytes int64
@@ -31,10 +35,10 @@ type shard struct {
 
 func (s *shard) init(budget int64) {
 	s.budget = budget
+	s.clock, s.began = time.Now, time.Now()
 	s.loading = make(map[key]*Buffer)
-	// The number of entries is bounded by the bytes, so simplelru's own bound is switched off. NewLRU fails only for
-	// sizes below 1.
-	s.kept, _ = simplelru.NewLRU[key, *Buffer](math.MaxInt, nil)
+	s.kept = make(map[key]*Buffer)
+	s.images = make(map[uint64]*image)
 }
 
 func (s *shard) stats() Stats {
@@ -48,7 +52,8 @@ func (s *shard) stats() Stats {
 // get is Cache.Get within the shard that k belongs to.
 func (s *shard) get(d Decoder, k key) (*Buffer, error) {
 	s.mu.Lock()
-	if b, ok := s.kept.Get(k); ok {
+	if b := s.kept[k]; b != nil {
+		s.usedLocked(b)
 		s.counts.Hits++
 		b.refs++
 		s.mu.Unlock()
@@ -68,7 +73,8 @@ func (s *shard) get(d Decoder, k key) (*Buffer, error) {
 // find is Cache.Find within the shard that k belongs to.
 func (s *shard) find(k key, wait Waiter) *Buffer {
 	s.mu.Lock()
-	if b, ok := s.kept.Get(k); ok {
+	if b := s.kept[k]; b != nil {
+		s.usedLocked(b)
 		s.counts.Hits++
 		b.refs++
 		s.mu.Unlock()
@@ -87,7 +93,7 @@ func (s *shard) find(k key, wait Waiter) *Buffer {
 func (s *shard) has(k key) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.loading[k] != nil || s.kept.Contains(k)
+	return s.loading[k] != nil || s.kept[k] != nil
 }
 
 // wanted is Cache.Wanted within the shard that k belongs to.
@@ -101,7 +107,7 @@ func (s *shard) wanted(k key) bool {
 // loadAhead is Cache.Load within the shard that k belongs to.
 func (s *shard) loadAhead(d Decoder, k key) (bool, error) {
 	s.mu.Lock()
-	if s.loading[k] != nil || s.kept.Contains(k) {
+	if s.loading[k] != nil || s.kept[k] != nil {
 		s.mu.Unlock()
 		return false, nil
 	}
@@ -118,7 +124,7 @@ func (s *shard) loadAhead(d Decoder, k key) (bool, error) {
 
 // startLocked returns a buffer for k, which is loading from now on.
 func (s *shard) startLocked(k key) *Buffer {
-	b := s.takeLocked(k.block.Len)
+	b := s.takeLocked(k.image, k.block.Len)
 	b.refs, b.key = 1, k
 	s.loading[k] = b
 	return b
@@ -128,10 +134,8 @@ func (s *shard) startLocked(k key) *Buffer {
 func (s *shard) drop(b *Buffer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if kept, ok := s.kept.Peek(b.key); ok && kept == b {
-		s.kept.Remove(b.key)
-		s.keptBytes -= b.size()
-		s.unrefLocked(b)
+	if s.kept[b.key] == b {
+		s.forgetLocked(b)
 	}
 	s.unrefLocked(b)
 }
@@ -182,17 +186,15 @@ func (s *shard) finish(k key, b *Buffer, err error) {
 		s.unrefLocked(b)
 		return
 	}
-	if !s.makeRoomLocked(b.size()) {
+	if !s.makeRoomLocked(k.image, b.size()) {
 		return // larger than the whole budget: only the callers hold it
 	}
-	b.refs++
-	s.kept.Add(k, b)
-	s.keptBytes += b.size()
+	s.keepLocked(b)
 }
 
-// makeRoomLocked evicts until size more bytes fit into the budget. Waiting buffers go first, as they hold no data. It
+// makeRoomLocked evicts until size more bytes of an image fit into the budget. Waiting buffers go first, as they hold no data. It
 // reports false, having changed nothing, if they can never fit.
-func (s *shard) makeRoomLocked(size int64) bool {
+func (s *shard) makeRoomLocked(image uint64, size int64) bool {
 	if size > s.budget {
 		return false
 	}
@@ -201,19 +203,17 @@ func (s *shard) makeRoomLocked(size int64) bool {
 			s.dropFreeLocked()
 			continue
 		}
-		s.evictLocked()
+		s.evictLocked(image, size)
 	}
 	return true
 }
 
-// evictLocked forgets the block used longest ago. Its buffer is free when nobody holds it.
+// evictLocked forgets a block, for size bytes of an image.
 //
 // REQUIRES: a block is kept.
-func (s *shard) evictLocked() {
-	_, b, _ := s.kept.RemoveOldest()
-	s.keptBytes -= b.size()
+func (s *shard) evictLocked(image uint64, size int64) {
 	s.counts.Evictions++
-	s.unrefLocked(b)
+	s.forgetLocked(s.victimLocked(image, size))
 }
 
 // unrefLocked gives up one reference to b. With the last one, b goes to the free list if the budget has room for it
@@ -234,13 +234,13 @@ func (s *shard) unrefLocked(b *Buffer) {
 	s.free[b.class] = append(s.free[b.class], b)
 }
 
-// takeLocked returns a buffer for n bytes: a waiting one, or that of the block used longest ago once the budget is
-// full, or a new one.
-func (s *shard) takeLocked(n uint32) *Buffer {
+// takeLocked returns a buffer for n bytes of an image: a waiting one, or that of a block which makes room once the budget is full,
+// or a new one.
+func (s *shard) takeLocked(image uint64, n uint32) *Buffer {
 	class := classOf(n)
-	if len(s.free[class]) == 0 && s.kept.Len() > 0 &&
+	if len(s.free[class]) == 0 && len(s.kept) > 0 &&
 		s.keptBytes+s.freeBytes+classSize(class) > s.budget {
-		s.evictLocked()
+		s.evictLocked(image, classSize(class))
 	}
 	list := s.free[class]
 	if len(list) == 0 {

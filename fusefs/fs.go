@@ -42,8 +42,8 @@ type Options struct {
 	Turns *Turns
 	// Room is shared as well, for what is under way; nil: each has what it wants.
 	Room *Room
-	// User is who gets the turns and the room of this one.
-	User uint32
+	// User is who gets the turns, the room and the part of the caches of this one. See SetUser.
+	User uint64
 	// Owner, if not nil, is shown as the owner of every inode, for users whose name space maps only themselves.
 	Owner *Owner
 	// Restrict hides what an image from an untrusted source must not bring along: set-uid and set-gid bits are not
@@ -124,7 +124,7 @@ func New(img *sqfs.Image, o Options) *FS {
 	f := &FS{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		img:           img,
-		id:            o.Cache.NewImage(),
+		id:            o.Cache.NewImage(o.User),
 		cache:         o.Cache,
 		owner:         o.Owner,
 		restrict:      o.Restrict,
@@ -137,6 +137,7 @@ func New(img *sqfs.Image, o Options) *FS {
 		lull:          lull{after: lullAfter},
 		guest:         guest{room: o.Room, user: o.User},
 	}
+	img.SetUser(o.User)
 	f.decoder = &decoder{img, o.Source, f.cache, f.id, share{turns: o.Turns, user: o.User}}
 	f.needed, f.early = &counted{f.decoder, &f.counts, false}, &counted{f.decoder, &f.counts, true}
 	f.helpers.init()
@@ -146,6 +147,20 @@ func New(img *sqfs.Image, o Options) *FS {
 	}
 	return f
 }
+
+// SetUser says who gets the turns, the room and the part of the caches from now on, as Options.User did.
+func (f *FS) SetUser(user uint64) {
+	f.img.SetUser(user)
+	f.decoder.share.setUser(user)
+	f.guest.setUser(user)
+	f.cache.SetUser(f.id, user)
+}
+
+// Kept returns how many bytes the cache keeps of the image.
+func (f *FS) Kept() int64 { return f.cache.Kept(f.id) }
+
+// Close drops what the cache keeps of the image. It is for an FS that is not served, and will not be.
+func (f *FS) Close() { f.cache.Forget(f.id) }
 
 // retire ends the goroutines and threads that wait for something to do, but for the one at the device, and reports whether
 // there are no others.

@@ -15,7 +15,7 @@ import (
 type Room struct {
 	mu     sync.Mutex
 	free   int64 // bytes; those who always get something may make it negative
-	users  map[uint32]*lodger
+	users  map[uint64]*lodger
 	hungry []*guest // with somebody who waits
 	spare  waiters
 }
@@ -34,15 +34,15 @@ func NewRoom(bytes int64) *Room {
 	if bytes <= 0 {
 		bytes = defaultRoom
 	}
-	return &Room{free: bytes, users: make(map[uint32]*lodger)}
+	return &Room{free: bytes, users: make(map[uint64]*lodger)}
 }
 
 // guest is what an image has of a Room.
 type guest struct {
 	room *Room // nil: there is room for everything
-	user uint32
 
 	// All of this is guarded by room.mu.
+	user     uint64
 	lodger   *lodger // nil before anything was taken
 	used     int64
 	requests int // that have room
@@ -79,6 +79,32 @@ func (g *guest) join() {
 	g.lodger.images++
 }
 
+// leaveLodger takes the image away from its user. g.room.mu is held.
+func (g *guest) leaveLodger() {
+	if g.lodger.images--; g.lodger.images == 0 && g.room.users[g.user] == g.lodger {
+		delete(g.room.users, g.user)
+	}
+}
+
+// setUser makes the image another user's, with what it has taken.
+func (g *guest) setUser(user uint64) {
+	if g.room == nil {
+		return
+	}
+	g.room.mu.Lock()
+	defer g.room.mu.Unlock()
+	if g.user == user || g.lodger == nil {
+		g.user = user
+		return
+	}
+	g.lodger.used -= g.used
+	g.leaveLodger()
+	g.lodger, g.user = nil, user
+	g.join()
+	g.lodger.used += g.used
+	g.room.admit()
+}
+
 // close is for an image that is served no longer. What is still under way gives back its room as usual.
 func (g *guest) close() {
 	if g.room == nil {
@@ -86,11 +112,8 @@ func (g *guest) close() {
 	}
 	g.room.mu.Lock()
 	defer g.room.mu.Unlock()
-	if g.lodger == nil {
-		return
-	}
-	if g.lodger.images--; g.lodger.images == 0 && g.room.users[g.user] == g.lodger {
-		delete(g.room.users, g.user)
+	if g.lodger != nil {
+		g.leaveLodger()
 	}
 }
 

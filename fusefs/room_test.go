@@ -11,7 +11,7 @@ import (
 func TestRoomShares(t *testing.T) {
 	const total = 1 << 20
 	r := NewRoom(total)
-	fill := func(user uint32) int64 {
+	fill := func(user uint64) int64 {
 		g := &guest{room: r, user: user}
 		var sum int64
 		for ; g.try(1 << 10); sum += 1 << 10 {
@@ -87,7 +87,7 @@ func TestRoomAtOnce(t *testing.T) {
 	r := NewRoom(total)
 	var used, most atomic.Int64
 	var running sync.WaitGroup
-	for user := range uint32(4) {
+	for user := range uint64(4) {
 		for range 3 {
 			g := &guest{room: r, user: user}
 			var requests sync.WaitGroup
@@ -101,6 +101,9 @@ func TestRoomAtOnce(t *testing.T) {
 						}
 						if g.try(100) {
 							g.give(100)
+						}
+						if n%50 == 0 {
+							g.setUser(user + uint64(n)%3)
 						}
 						used.Add(-n)
 						g.leave(n)
@@ -124,7 +127,30 @@ func TestRoomAtOnce(t *testing.T) {
 	if none.full(1<<40) || !none.try(1<<40) {
 		t.Error("no room without a Room")
 	}
+	none.setUser(1)
 	none.close()
+}
+
+// TestRoomOfAnother: an image that becomes another user's takes along what it has, and so makes room for the first one's.
+func TestRoomOfAnother(t *testing.T) {
+	const total = 900
+	r := NewRoom(total)
+	one, common := &guest{room: r, user: 1}, &guest{room: r, user: 1}
+	for common.try(1) {
+	}
+	had := common.used
+	one.enter(1, func() {})
+	waits := one.line(total * 4 / 9)
+	if waits == nil {
+		t.Fatalf("room for a second image of a user of whom one has %d bytes", had)
+	}
+	common.setUser(9)
+	if len(waits.ready) == 0 {
+		t.Errorf("no room for a user whose image with %d bytes has become another's", had)
+	}
+	if r.users[9].used != had || r.users[1].used != one.used || r.users[1].images != 1 || r.users[9].images != 1 {
+		t.Errorf("%+v, %+v, want %d and %d bytes, and an image each", r.users[9], r.users[1], had, one.used)
+	}
 }
 
 func BenchmarkRoom(b *testing.B) {

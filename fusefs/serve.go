@@ -56,6 +56,7 @@ func (f *FS) Serve(s Serving) error {
 	defer f.decoder.share.close()
 	defer f.guest.close()
 	defer f.places.close()
+	defer f.Close() // what comes later, is used no more and goes with time
 	t := &transport{fs: f, ps: fuse.NewProtocolServer(f, f.protocolOptions())}
 	if err := t.dev.open(int(s.Device.Fd())); err != nil {
 		return fmt.Errorf("serve fuse: %w", err)

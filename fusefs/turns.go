@@ -22,7 +22,7 @@ type Turns struct {
 	mu    sync.Mutex
 	free  int // turns that nobody has; 0 while somebody waits
 	all   party
-	users map[uint32]*party
+	users map[uint64]*party
 	spare waiters
 }
 
@@ -34,7 +34,7 @@ func NewTurns(n int) *Turns {
 	}
 	begin := time.Now()
 	clock := func() int64 { return int64(time.Since(begin)) }
-	return &Turns{clock: clock, free: n, users: make(map[uint32]*party)}
+	return &Turns{clock: clock, free: n, users: make(map[uint64]*party)}
 }
 
 // party is an image, a user with images, or all users. It is guarded by Turns.mu.
@@ -113,8 +113,7 @@ func (p *party) leave(urgency int) *waiter {
 	w := p.lines[urgency].pop()
 	for ; p.of != nil; p = p.of {
 		if p.waiting[urgency]--; p.waiting == [2]int{} {
-			k := slices.Index(p.of.hungry, p)
-			p.of.hungry = slices.Delete(p.of.hungry, k, k+1)
+			p.of.hungry = remove(p.of.hungry, p)
 		}
 	}
 	return w
@@ -143,8 +142,8 @@ func (p *party) next(urgency int, at int64) *party {
 // share is what an image has of Turns.
 type share struct {
 	turns *Turns // nil: no need to take turns
-	user  uint32
-	party *party // guarded by turns.mu; nil before the first turn
+	user  uint64 // guarded by turns.mu, as is
+	party *party // nil before the first turn
 }
 
 // A turn is one that somebody has, or waits for.
@@ -229,15 +228,64 @@ func (s *share) hurry() {
 }
 
 // join makes the image one of its user's. t.mu is held.
-func (s *share) join() {
-	t := s.turns
-	u := t.users[s.user]
+func (s *share) join() { s.party = &party{of: s.turns.user(s.user)} }
+
+// user returns a user, who has one more image. t.mu is held.
+func (t *Turns) user(id uint64) *party {
+	u := t.users[id]
 	if u == nil {
 		u = &party{of: &t.all}
-		t.users[s.user] = u
+		t.users[id] = u
 	}
 	u.members++
-	s.party = &party{of: u}
+	return u
+}
+
+// setUser makes the image another user's, with the turns that are under way or waited for.
+func (s *share) setUser(user uint64) {
+	t := s.turns
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s.user == user || s.party == nil {
+		s.user = user
+		return
+	}
+	p, from, to := s.party, s.party.of, t.user(user)
+	t.leave(s)
+	s.user = user
+	from.add(p, -1)
+	to.catchUp()
+	to.add(p, 1)
+	p.of, p.used = to, to.level // nobody has more or less of the new user's turns for what was before
+	if p.waiting != [2]int{} {
+		from.hungry = remove(from.hungry, p)
+		to.hungry = append(to.hungry, p)
+	}
+	for _, u := range []*party{from, to} {
+		switch k := slices.Index(t.all.hungry, u); {
+		case k < 0 && u.waiting != [2]int{}:
+			t.all.hungry = append(t.all.hungry, u)
+		case k >= 0 && u.waiting == [2]int{}:
+			t.all.hungry = slices.Delete(t.all.hungry, k, k+1)
+		}
+	}
+}
+
+// add counts the turns that a member has, or waits for, once more, or with -1 no more.
+func (p *party) add(m *party, sign int) {
+	p.busy += int64(sign) * m.busy
+	p.begun += int64(sign) * m.begun
+	for urgency := range p.waiting {
+		p.waiting[urgency] += sign * m.waiting[urgency]
+	}
+}
+
+func remove(list []*party, p *party) []*party {
+	k := slices.Index(list, p)
+	return slices.Delete(list, k, k+1)
 }
 
 // close is for an image that is served no longer. Turns that are under way end as usual.
@@ -248,9 +296,13 @@ func (s *share) close() {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if s.party == nil {
-		return
+	if s.party != nil {
+		t.leave(s)
 	}
+}
+
+// leave takes the image away from its user. t.mu is held.
+func (t *Turns) leave(s *share) {
 	u := s.party.of
 	if u.members--; u.members == 0 && t.users[s.user] == u {
 		delete(t.users, s.user)

@@ -41,7 +41,7 @@ func newTurnGame(t *testing.T, n int) *turnGame {
 }
 
 // join adds a player, who wants a turn from now on.
-func (g *turnGame) join(user uint32, urgency int, length int64) *player {
+func (g *turnGame) join(user uint64, urgency int, length int64) *player {
 	p := &player{share: share{turns: g.turns, user: user}, urgency: urgency, length: length}
 	g.want(p)
 	return p
@@ -197,6 +197,7 @@ func TestTurnsEnd(t *testing.T) {
 	var none share
 	none.give(none.take(asked).began)
 	none.hurry()
+	none.setUser(1)
 	none.close()
 }
 
@@ -206,7 +207,7 @@ func TestTurnsAtOnce(t *testing.T) {
 	turns := NewTurns(n)
 	var have, most atomic.Int32
 	var running sync.WaitGroup
-	for user := range uint32(4) {
+	for user := range uint64(4) {
 		for range 4 {
 			running.Go(func() {
 				s := share{turns: turns, user: user}
@@ -215,6 +216,9 @@ func TestTurnsAtOnce(t *testing.T) {
 					u := s.take(i % 2)
 					if i%7 == 0 {
 						s.hurry()
+					}
+					if i%50 == 0 {
+						s.setUser(user + uint64(i/50)%2)
 					}
 					s.wait(&u)
 					for now := have.Add(1); now > most.Load(); {
@@ -229,6 +233,35 @@ func TestTurnsAtOnce(t *testing.T) {
 	running.Wait()
 	if most.Load() > n || turns.free != n || len(turns.users) != 0 || len(turns.all.hungry) != 0 {
 		t.Errorf("%d had a turn at once, %d are free, %d users left, %d wait", most.Load(), turns.free, len(turns.users), len(turns.all.hungry))
+	}
+}
+
+// TestTurnsOfAnother: an image that becomes another user's takes along what it has and waits for.
+func TestTurnsOfAnother(t *testing.T) {
+	g := newTurnGame(t, 1)
+	first, common, third := g.join(1, asked, 10), g.join(1, asked, 10), g.join(2, asked, 10)
+	players := []*player{first, common, third}
+	g.play(players, 400)
+	if first.turns > 110 || common.turns > 110 || third.turns < 190 {
+		t.Errorf("%d, %d and %d turns, want a quarter, a quarter and half", first.turns, common.turns, third.turns)
+	}
+	for _, p := range players { // one of them has a turn, the others wait
+		p.had, p.turns = 0, 0
+	}
+	common.setUser(9)
+	g.play(players, 300)
+	for k, p := range players {
+		if p.turns < 95 || p.turns > 105 {
+			t.Errorf("image %d had %d turns of 300, want a third", k, p.turns)
+		}
+	}
+	third.setUser(9)
+	first.setUser(9)
+	if n := len(g.turns.users); n != 1 || g.turns.users[9].members != 3 || g.turns.users[9].busy != 1 || g.turns.users[9].waiting[asked] != 2 {
+		t.Errorf("%d users, %+v", n, g.turns.users[9])
+	}
+	for range 3 {
+		g.play(players, 1)
 	}
 }
 
@@ -390,7 +423,7 @@ func BenchmarkTurns(b *testing.B) {
 	})
 	b.Run("parallel", func(b *testing.B) {
 		b.RunParallel(func(p *testing.PB) {
-			s := share{turns: turns, user: rand.Uint32()}
+			s := share{turns: turns, user: rand.Uint64()}
 			for p.Next() {
 				u := s.take(asked)
 				s.wait(&u)

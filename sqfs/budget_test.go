@@ -91,6 +91,45 @@ func TestBudget(t *testing.T) {
 	}
 }
 
+// TestBudgetOfUsers: one user's many images take no more from another's than half of the budget.
+func TestBudgetOfUsers(t *testing.T) {
+	b := built{names: seqNames(20_000, 30, false)}
+	data := b.image()
+	const limit = 1 << 20
+	budget := NewBudget(limit)
+	open := func(user uint64) *Image {
+		img, err := New(bytes.NewReader(data), int64(len(data)), &Options{Metadata: budget})
+		if err != nil {
+			t.Fatal(err)
+		}
+		img.SetUser(user)
+		t.Cleanup(func() { img.Close() })
+		return img
+	}
+	first := open(1)
+	walkBig(t, first, b.names)
+	var many []*Image
+	for range 8 {
+		many = append(many, open(2))
+		walkBig(t, many[len(many)-1], b.names)
+	}
+	if kept := first.meta.bytes.Load(); kept < limit/3 {
+		t.Errorf("a user's image keeps %d bytes of %d beside 8 of another user", kept, limit)
+	}
+	for _, img := range many {
+		img.SetUser(1) // all are one user's now
+	}
+	walkBig(t, open(2), b.names)
+	if kept := first.meta.bytes.Load(); kept > limit/3 {
+		t.Errorf("the largest image of a user with nine keeps %d bytes of %d", kept, limit)
+	}
+	img, err := New(bytes.NewReader(data), int64(len(data)), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img.SetUser(1) // without a budget it is nobody's
+}
+
 // TestBudgetOfOne: an image keeps no more than its own limit, and with no budget at all it works.
 func TestBudgetOfOne(t *testing.T) {
 	b := built{names: seqNames(20_000, 30, false)}

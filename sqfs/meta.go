@@ -44,6 +44,7 @@ type metaCache struct {
 	bytes   atomic.Int64
 	hand    atomic.Uint32 // the next bucket to empty
 	budget  *Budget       // shared with other images; nil: there is none
+	user    uint64        // guarded by budget.mu
 	closed  atomic.Bool   // nothing is kept any more
 	fixed   int64         // bytes of the table, and of indexes, while the image is open
 }

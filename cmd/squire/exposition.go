@@ -157,6 +157,7 @@ func (e *expositor) images(images []noded.ImageReport) {
 		{"squire_image_served_bytes_total", "counter", "Bytes of file data in answers to READ.", func(i img) uint64 { return i.Stats.ReadBytes }},
 		{"squire_image_ahead_bytes_total", "counter", "Bytes put into the page cache before they were asked for.", func(i img) uint64 { return i.Stats.Stored }},
 		{"squire_image_decoded_bytes_total", "counter", "Bytes that decoded blocks have expanded.", func(i img) uint64 { return i.Stats.DecodedBytes }},
+		{"squire_image_cached_bytes", "gauge", "Bytes of the image's blocks in the cache.", func(i img) uint64 { return uint64(max(i.Cached, 0)) }},
 		{"squire_image_wanted_blocks_total", "counter", "Blocks that requests needed.", func(i img) uint64 { return i.Stats.Wanted }},
 		{"squire_image_missed_blocks_total", "counter", "Blocks that requests had to decode themselves.", func(i img) uint64 { return i.Stats.Missed }},
 		{"squire_image_requests_total", "counter", "Requests of all kinds.", func(i img) uint64 { return requestCount(&i.Stats) }},

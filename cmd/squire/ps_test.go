@@ -135,9 +135,9 @@ OPERATION  REQUESTS   MEAN    P50    P90    P99    MAX
 lookup          100   64µs   56µs   62µs   64µs   64µs
 read           1000  2.0ms  1.8ms  2.0ms  2.0ms  2.0ms
 
-ID  STATE   REQUESTS    P50    P99   HITS  STORAGE  DECODED  SERVED   AHEAD  ERRORS  IMAGE
-1   served      1100  1.8ms  2.0ms  99.0%    3 MiB   10 MiB  64 MiB  16 MiB       0  /images/pytorch.sqsh
-2   failed         0      -      -      -      0 B      0 B     0 B     0 B       7  `+hostileShown+`
+ID  STATE   REQUESTS    P50    P99   HITS  STORAGE  DECODED  CACHED  SERVED   AHEAD  ERRORS  IMAGE
+1   served      1100  1.8ms  2.0ms  99.0%    3 MiB   10 MiB   5 MiB  64 MiB  16 MiB       0  /images/pytorch.sqsh
+2   failed         0      -      -      -      0 B      0 B     0 B     0 B     0 B       7  `+hostileShown+`
 `)
 	b.Reset()
 	printImageStats(&b, everyImage(all)[1], began.Add(3*time.Hour))

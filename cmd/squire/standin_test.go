@@ -152,7 +152,7 @@ func cannedReport(times uint64) *noded.Report {
 	r.Images = []noded.ImageReport{
 		{
 			ID: 1, Name: "/images/pytorch.sqsh", View: "squash", Device: "0:54", Size: 7 << 30, State: "served", Since: began.Add(time.Minute),
-			Users: []uint32{0}, References: 12, Read: times * (3 << 20),
+			Users: []uint32{0}, References: 12, Read: times * (3 << 20), Cached: 5 << 20,
 			Stats: fusefs.Stats{
 				Lookup: 100 * times, Read: 1000 * times, ReadBytes: times * (64 << 20), Stored: times * (16 << 20),
 				Wanted: 500 * times, Missed: 5 * times, Decoded: 80 * times, DecodedBytes: times * (10 << 20),

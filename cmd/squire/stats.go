@@ -127,14 +127,14 @@ func printServiceStats(w io.Writer, s *seen, now time.Time) {
 		return
 	}
 	fmt.Fprintln(w)
-	t := newTable(w, []string{"ID", "STATE", "REQUESTS", "P50", "P99", "HITS", "STORAGE", "DECODED", "SERVED", "AHEAD", "ERRORS", "IMAGE"},
-		"REQUESTS", "P50", "P99", "HITS", "STORAGE", "DECODED", "SERVED", "AHEAD", "ERRORS")
+	t := newTable(w, []string{"ID", "STATE", "REQUESTS", "P50", "P99", "HITS", "STORAGE", "DECODED", "CACHED", "SERVED", "AHEAD", "ERRORS", "IMAGE"},
+		"REQUESTS", "P50", "P99", "HITS", "STORAGE", "DECODED", "CACHED", "SERVED", "AHEAD", "ERRORS")
 	for i := range s.Images {
 		img := &s.Images[i]
 		st, h := &img.Stats, allLatencies(&img.Stats)
 		t.AppendRow(table.Row{
 			s.id(img), shownWord(img.State), requestCount(st), quantile(&h, 0.5), quantile(&h, 0.99), hits(st),
-			sizeOf(img.Read), sizeOf(st.DecodedBytes), sizeOf(st.ReadBytes), sizeOf(st.Stored), st.Errors, shownPath(img.Name),
+			sizeOf(img.Read), sizeOf(st.DecodedBytes), sizeString(img.Cached), sizeOf(st.ReadBytes), sizeOf(st.Stored), st.Errors, shownPath(img.Name),
 		})
 	}
 	t.Render()

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -100,6 +101,9 @@ func TestUsersShare(t *testing.T) {
 	}
 	k.w.mu.Lock()
 	defer k.w.mu.Unlock()
+	if !slices.Equal(k.w.common, []uint64{1}) {
+		t.Errorf("images %d are said to be of several users, want the first one, once", k.w.common)
+	}
 	if len(k.w.images) != 3 || k.w.images[0].Owner == nil || !k.w.images[0].IDMap || !k.w.granted[1].IDMap {
 		t.Errorf("%+v", k.w.images)
 	}

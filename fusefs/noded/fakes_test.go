@@ -39,6 +39,7 @@ type world struct {
 	attached map[uint64]bool // ids that are mounted
 	inUse    map[uint64]bool // numbers that are mounted
 	dropped  []uint64
+	common   []uint64
 	cleared  []uint64
 	served   map[uint64]time.Time // when an image was served last
 
@@ -176,6 +177,12 @@ func (s *fakeServer) Forget(id uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.images, id)
+}
+
+func (s *fakeServer) Common(id uint64) {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	s.w.common = append(s.w.common, id)
 }
 
 func (s *fakeServer) Ended() <-chan uint64 { return s.ended }

@@ -67,6 +67,7 @@ type image struct {
 	device   *os.File           // that the mount was made with; nil when it was given up
 	mount    *os.File           // the parking mount; nil once it is let go of
 	refs     map[*client]string // names by which clients know it
+	common   bool               // more users than one have had it
 	attached map[uint64]uint32  // unique ids of mounts, and for which user
 	unused   time.Time          // since when nobody had a reference; zero: somebody has
 	deaths   int                // of servers, at this image
@@ -142,6 +143,8 @@ func (k *keeper) find(t *ticket, key key, idmap bool) *ServiceError {
 	}
 	_, t.had = t.img.refs[t.c]
 	k.refer(t.c, t.img, t.r.Image)
+	t.isCommon = !t.img.common && t.c.user.UID != t.img.user.UID
+	t.img.common = t.img.common || t.isCommon
 	return nil
 }
 
@@ -303,8 +306,11 @@ func (k *keeper) mountOptions(img *image) mounter.Options {
 
 func (k *keeper) serverImage(img *image, traces, record int) server.Image {
 	view := img.key.view
+	k.mu.Lock()
+	common := img.common
+	k.mu.Unlock()
 	s := server.Image{
-		ID: img.id, Name: img.name, Offset: img.key.offset, User: img.user.UID,
+		ID: img.id, Name: img.name, Offset: img.key.offset, User: img.user.UID, Common: common,
 		Restrict: view.Restrict, IDMap: img.idmap, Traces: traces, Record: record,
 	}
 	switch {

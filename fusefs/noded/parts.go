@@ -17,6 +17,7 @@ type imageServer interface {
 	Open(img server.Image, file *os.File, traces []*os.File) (server.Info, error)
 	Serve(id uint64, device *os.File, init []byte) (server.Info, error)
 	Forget(id uint64)
+	Common(id uint64)
 	Ended() <-chan uint64
 	Ping(timeout time.Duration) error
 	Stats() (*server.Stats, error)

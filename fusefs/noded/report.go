@@ -63,5 +63,6 @@ type ImageReport struct {
 	References int          `json:"references"` // connections that use it
 	Attached   int          `json:"attached"`   // directories that the service has put it on
 	Read       uint64       `json:"read"`       // bytes from storage
+	Cached     int64        `json:"cached"`     // bytes of its blocks in the cache
 	Stats      fusefs.Stats `json:"stats"`
 }

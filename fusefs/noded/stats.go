@@ -38,6 +38,7 @@ func (s *statistics) of(id uint64) server.ImageStats {
 	more := s.now[id]
 	sum.Add(&more.Stats)
 	sum.ReadFrom += more.ReadFrom
+	sum.Kept = more.Kept
 	return sum
 }
 
@@ -212,7 +213,7 @@ func (k *keeper) reportImage(img *image, c *client, all bool) ImageReport {
 	s := k.stats.of(img.id)
 	r := ImageReport{
 		ID: img.id, Name: img.name, View: img.key.view.String(), Size: img.size, State: img.state.String(),
-		Since: img.since, Users: []uint32{}, Read: s.ReadFrom, Stats: s.Stats, Error: img.failure,
+		Since: img.since, Users: []uint32{}, Read: s.ReadFrom, Cached: s.Kept, Stats: s.Stats, Error: img.failure,
 	}
 	if img.number != 0 {
 		r.Device = fmt.Sprintf("%d:%d", unix.Major(img.number), unix.Minor(img.number))

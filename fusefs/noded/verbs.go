@@ -106,6 +106,8 @@ type ticket struct {
 	loose bool // see opened
 	had   bool // the client had a reference to it before
 	isNew bool
+
+	isCommon bool // its user is the second one who has the image
 }
 
 // enter gets the client a reference to the image of its request, and waits until it is there.
@@ -126,6 +128,9 @@ func (k *keeper) enter(ctx context.Context, t *ticket, o opened, view viewKey) e
 	}
 	select {
 	case <-t.img.ready:
+		if srv := k.server.peek(); t.isCommon && srv != nil { // others are told with the image
+			srv.Common(t.img.id)
+		}
 		return t.img.err
 	case <-ctx.Done():
 		return refuse(Failed, "the image is still being opened; its storage is slow")

@@ -276,3 +276,62 @@ func TestReports(t *testing.T) {
 		}
 	}
 }
+
+// One user reads through many images. What the service keeps decoded of another user's image stays, up to an equal part
+// of the cache; and so does that of an image which the busy user was the first to have, once another has it too.
+func TestCacheShares(t *testing.T) {
+	l := newLab(t)
+	const cache = 3 << 20 // less than the fragment blocks of two images have
+	d := l.start(t, "--cache", fmt.Sprint(cache))
+	busy, victim := users[0], users[1]
+	copies := func(u user) *image {
+		img := &image{path: filepath.Join(l.mkdir(t, u), "image.sqsh")}
+		if err := copyFile(l.image.path, img.path); err != nil {
+			t.Fatal(err)
+		}
+		return img
+	}
+	cached := func(img *image) int64 {
+		for _, i := range d.report(t).Images {
+			if i.Name == img.path {
+				return i.Cached
+			}
+		}
+		t.Fatalf("%s is not served", img.path)
+		return 0
+	}
+	stream := func() {
+		for range 6 {
+			d.wantRun(t, busy, copies(busy), "hash", "/", "0")
+		}
+	}
+
+	private := copies(victim)
+	d.wantRun(t, victim, private, "hash", "/", "0")
+	alone := cached(private)
+	stream()
+	beside := cached(private)
+	const slack = 256 << 10 // two fragment blocks
+	t.Logf("of the victim's image %d bytes are kept alone, %d beside six of the busy user's", alone, beside)
+	if alone < cache/2 || beside < min(alone, cache/2)-slack {
+		t.Errorf("%d bytes of %d are kept, and %d when another user has read six images", alone, cache, beside)
+	}
+
+	common := copies(busy)
+	h := d.hold(t, busy, common)
+	d.wantRun(t, victim, common, "hash", "/", "0")
+	before := cached(common)
+	stream()
+	after := cached(common)
+	t.Logf("of the common image %d bytes are kept, and %d later", before, after)
+	if before < cache/3-slack || after < cache/3-slack {
+		t.Errorf("of an image that two users have %d bytes are kept, and %d when one of them has read six others: want a third of %d",
+			before, after, cache)
+	}
+	if err := h.end(); err != nil {
+		t.Error(err)
+	}
+	if sum := d.report(t).Cache; sum.Bytes > cache {
+		t.Errorf("%d bytes are kept, of %d", sum.Bytes, sum.Budget)
+	}
+}

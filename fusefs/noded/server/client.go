@@ -296,6 +296,10 @@ func (c *Client) Serve(id uint64, device *os.File, init []byte) (Info, error) {
 // Forget drops an image that is not served.
 func (c *Client) Forget(id uint64) { c.order(verbForget, id) }
 
+// Common says that several users have an image, which is open, from now on: its share of what there is is no longer that of
+// who came first.
+func (c *Client) Common(id uint64) { c.order(verbCommon, id) }
+
 // order sends a request that has no reply.
 func (c *Client) order(do verb, id uint64) { _ = c.send(&request{Do: do, Image: Image{ID: id}}) }
 

@@ -33,7 +33,28 @@ type image struct {
 
 func (i *image) stats() ImageStats {
 	_, bytes := i.source.Reads()
-	return ImageStats{i.fs.Stats(), bytes}
+	return ImageStats{i.fs.Stats(), bytes, i.fs.Kept()}
+}
+
+// commonUser has the images that several users have. It is none of these.
+const commonUser = 1 << 32
+
+// sharer returns who gets the share of the image.
+func (i *Image) sharer() uint64 {
+	if i.Common {
+		return commonUser
+	}
+	return uint64(i.User)
+}
+
+// common makes an image that is open one of several users.
+func (p *process) common(id uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if i := p.images[id]; i != nil && i.opened && !i.Common {
+		i.Common = true
+		i.fs.SetUser(commonUser)
+	}
 }
 
 // close lets go of all that an image has. To close a file may take long: it may be of a file system that somebody else
@@ -41,6 +62,9 @@ func (i *image) stats() ImageStats {
 func (i *image) close() {
 	if i.steady != nil {
 		i.steady.Close()
+	}
+	if i.fs != nil {
+		i.fs.Close()
 	}
 	if i.sqfs != nil {
 		i.sqfs.Close() // gives back its part of the budget
@@ -196,7 +220,7 @@ func (p *process) understand(i *image) (err error) {
 		Cache:    p.cache,
 		Turns:    p.turns,
 		Room:     p.room,
-		User:     i.User,
+		User:     i.sharer(),
 		Owner:    i.Owner,
 		Restrict: i.Restrict,
 		IDMap:    i.IDMap,

@@ -33,6 +33,7 @@ const (
 	verbOpen                       // the image file, then Image.Traces files
 	verbServe                      // the device
 	verbForget                     // number 0
+	verbCommon                     // number 0
 	verbStop                       // number 0
 	verbPing
 	verbStats // of images whose ids are above Image.ID, ascending, as many as fit
@@ -58,6 +59,7 @@ func (r *request) Fields(c *wire.Coder) {
 	wire.String(c, &i.Name)
 	wire.Int(c, &i.Offset)
 	wire.Int(c, &i.User)
+	c.Bool(&i.Common)
 	c.Bool(&i.Restrict)
 	owned := i.Owner != nil
 	if c.Bool(&owned); owned {
@@ -115,6 +117,7 @@ func (s *imageStats) Fields(c *wire.Coder) {
 		wire.Int(c, v)
 	}
 	wire.Int(c, &s.Cache.Bytes)
+	wire.Int(c, &s.Kept)
 	kinds := slices.Sorted(maps.Keys(s.Latency))
 	c.Strings(&kinds)
 	if s.Latency == nil && len(kinds) > 0 {

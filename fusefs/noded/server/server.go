@@ -26,6 +26,7 @@ type Image struct {
 	Name     string // for messages
 	Offset   int64
 	User     uint32 // who asked for it: what share it gets
+	Common   bool   // several users have it: it gets a share as if it were of one that is none of them
 	Restrict bool
 	Owner    *fusefs.Owner // shown for every file; nil: the image's
 	IDMap    bool          // INIT asks for idmapped mounts
@@ -57,4 +58,5 @@ type Stats struct {
 type ImageStats struct {
 	fusefs.Stats
 	ReadFrom uint64 // bytes from storage
+	Kept     int64  // bytes in the cache
 }

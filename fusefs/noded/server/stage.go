@@ -174,6 +174,8 @@ func (p *process) handle(r *request, files []*os.File) {
 		p.reply(out)
 	case verbForget:
 		p.forget(r.Image.ID)
+	case verbCommon:
+		p.common(r.Image.ID)
 	case verbServe:
 		p.serve(r, files)
 		return
