@@ -135,7 +135,13 @@ func TestCycles(t *testing.T) {
 	}
 	rounds(32)
 	before := settle(nil)
-	rounds(cycles)
+	for done := 0; done < cycles; { // in parts, to see how memory grows if it does
+		part := min(cycles-done, 1000)
+		rounds(part)
+		if done += part; done < cycles {
+			t.Logf("after %d cycles %+v", done, settle(&before))
+		}
+	}
 	after := settle(&before)
 	t.Logf("before %+v, after %d cycles %+v", before, cycles, after)
 	if cycles < 4*spareFiles {

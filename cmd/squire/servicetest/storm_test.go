@@ -330,6 +330,28 @@ func TestServerStandsStill(t *testing.T) {
 	}
 }
 
+// A keeper that dies while its processes stand still leaves none of them behind, and no mount that hangs.
+func TestKeeperDiesBesideStopped(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	d := l.start(t)
+	h := d.hold(t, users[0], l.image)
+	for _, p := range d.processes() {
+		if p.pid == d.cmd.Process.Pid {
+			continue
+		}
+		if err := syscall.Kill(p.pid, syscall.SIGSTOP); err != nil {
+			t.Errorf("%s: %v", p.name, err)
+		}
+	}
+	if err := d.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	d.wait(t)
+	eventually(t, "all processes have ended", func() bool { return len(d.processes()) == 0 })
+	within(t, bound, "the end of a task", func() { _ = h.end() })
+}
+
 // A server that cannot live does not take the machine's time: the pauses grow. When it can again, all goes on.
 func TestRestartStorm(t *testing.T) {
 	l := newLab(t)
