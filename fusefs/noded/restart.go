@@ -257,7 +257,9 @@ func (k *keeper) handOver(srv imageServer, img *image, tried func()) {
 }
 
 func (k *keeper) handOverOnce(srv imageServer, img *image) error {
-	info, err := srv.Open(k.serverImage(img, 0, 0), img.file, nil)
+	known := k.serverImage(img, 0, 0)
+	known.Init = img.init
+	info, err := srv.Open(known, img.file, nil)
 	if err != nil {
 		return err
 	}

@@ -27,11 +27,15 @@ type image struct {
 	opened  bool // with process.mu, like the next
 	serving bool
 
+	lost     error // the image was changed since it was mounted: there is nothing to serve
 	info     Info
 	recorder *record.Recorder // nil: nothing is recorded
 }
 
 func (i *image) stats() ImageStats {
+	if i.lost != nil {
+		return ImageStats{}
+	}
 	_, bytes := i.source.Reads()
 	return ImageStats{i.fs.Stats(), bytes, i.fs.Kept()}
 }
@@ -51,7 +55,7 @@ func (i *Image) sharer() uint64 {
 func (p *process) common(id uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if i := p.images[id]; i != nil && i.opened && !i.Common {
+	if i := p.images[id]; i != nil && i.opened && !i.Common && i.lost == nil {
 		i.Common = true
 		i.fs.SetUser(commonUser)
 	}
@@ -197,6 +201,13 @@ func (p *process) understand(i *image) (err error) {
 	if i.steady, err = fusefs.NewSteady(i.file); err != nil {
 		return err
 	}
+	if i.Init != nil {
+		var changed *ImageError
+		if _, err = i.restore(i.Init); errors.As(err, &changed) {
+			i.lost = changed
+			return nil
+		}
+	}
 	size := i.steady.State().Size
 	if i.Offset < 0 || i.Offset > size {
 		return fmt.Errorf("offset %d lies outside of the file's %d bytes", i.Offset, size)
@@ -294,6 +305,10 @@ func (p *process) take(id uint64) (*image, error) {
 }
 
 func (p *process) serveUntilGone(i *image, r *request, device *os.File) {
+	if i.lost != nil {
+		p.refuseUntilGone(i, r, device)
+		return
+	}
 	ready, stopRecording := false, func() int { return 0 }
 	err := p.answer(i, r, device, func(info Info) {
 		ready = true
@@ -322,6 +337,31 @@ func (p *process) serveUntilGone(i *image, r *request, device *os.File) {
 		p.reply(refusal(r, err))
 	}
 	stopRecording() // may wait for the storage of the trace
+	i.close()
+}
+
+// refuseUntilGone has the users of a mount see that its image is lost.
+func (p *process) refuseUntilGone(i *image, r *request, device *os.File) {
+	device, err := own(device)
+	if err != nil {
+		p.remove(i)
+		p.reply(refusal(r, err))
+		i.close()
+		return
+	}
+	p.log.Error("the image of a mount is lost; what is asked for gets EIO", "image", i.Name, "why", i.lost)
+	p.reply(&reply{Number: r.Number, Info: Info{Init: r.Init}})
+	if err = fusefs.Refuse(fusefs.Serving{Device: device, NoResend: p.NoResend, Stop: p.stop}); err != nil {
+		p.fail(fmt.Errorf("%s: device failed: %w", i.Name, err))
+		return
+	}
+	select {
+	case <-p.stop: // the mount is another process's from here
+		return
+	default:
+	}
+	p.remove(i)
+	p.reply(&reply{Ended: i.ID})
 	i.close()
 }
 

@@ -70,6 +70,7 @@ func (r *request) Fields(c *wire.Coder) {
 		wire.Int(c, &i.Owner.GID)
 	}
 	c.Bool(&i.IDMap)
+	octets(c, &i.Init)
 	wire.Int(c, &i.Traces)
 	wire.Int(c, &i.Record)
 	c.Bool(&r.Resume)

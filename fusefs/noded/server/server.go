@@ -30,6 +30,7 @@ type Image struct {
 	Restrict bool
 	Owner    *fusefs.Owner // shown for every file; nil: the image's
 	IDMap    bool          // INIT asks for idmapped mounts
+	Init     []byte        // Info.Init of the server that has served its mount before; nil: nobody has
 	Traces   int           // files that may have its trace
 	Record   int           // the one of them, from 1 on, to be written if none has one; 0: none
 }

@@ -308,6 +308,9 @@ func resident() int64 {
 func (p *process) end() {
 	close(p.stop)
 	for _, i := range p.opened(0) {
+		if i.lost != nil {
+			continue
+		}
 		i.fs.AllowStoring(false) // a thread that waits for a page cannot be killed
 	}
 	ended := make(chan struct{})
