@@ -21,6 +21,7 @@ import (
 // host is what the mounter holds of the host, which it does not see any more.
 type host struct {
 	dev       *os.File // O_PATH descriptor of /dev
+	fuse      *os.File // O_PATH descriptor of the FUSE device; nil: it was not there
 	mounts    *os.File // mountinfo of the keeper's mount namespace
 	namespace *os.File // that mount namespace; nil in a user's own service
 	proc      *os.File // O_PATH descriptor of /proc
@@ -36,6 +37,9 @@ func openHost(s setup) (*host, error) {
 	h := &host{unique: !s.NoUnique && statmountWorks()}
 	var err error
 	if h.dev, err = openPath("/dev"); err != nil {
+		return nil, err
+	}
+	if h.fuse, err = openPath("/dev/fuse"); err != nil && !errors.Is(err, unix.ENOENT) {
 		return nil, err
 	}
 	if h.proc, err = openPath("/proc"); err != nil {
@@ -86,9 +90,13 @@ func namespaceOf(name string) (nsID, error) {
 	return nsID{st.Dev, st.Ino}, nil
 }
 
-// openFUSE opens another FUSE device.
+// openFUSE opens another FUSE device. In a container it may be mounted on its place by itself, and what is mounted below a
+// directory is not there any more for who has left its mount namespace: so the node itself is held, if it was there in time.
 func (h *host) openFUSE() (*os.File, error) {
-	return fusefs.OpenDevice(int(h.dev.Fd()), "fuse")
+	if h.fuse == nil {
+		return fusefs.OpenDevice(int(h.dev.Fd()), "fuse")
+	}
+	return fusefs.OpenDevice(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", h.fuse.Fd()))
 }
 
 // attached tells which mounts and superblocks are mounted in the keeper's mount namespace.
