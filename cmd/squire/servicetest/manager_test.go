@@ -17,8 +17,8 @@ import (
 )
 
 // manager stands in for systemd (sd_notify(3), sd_listen_fds(3), systemd.service(5)): it makes the socket, keeps the
-// descriptors that the daemon's main process stores, and when that dies kills what the cgroup has left and starts it
-// again with all of them.
+// descriptors that the daemon's main process stores, and when that dies starts it again with all of them, whatever the
+// cgroup has left (KillMode=process).
 type manager struct {
 	*daemon
 	t      *testing.T
@@ -201,7 +201,6 @@ func (m *manager) supervise() {
 			return
 		}
 		_ = cmd.Wait()
-		killAll(m.processes)
 	}
 }
 
