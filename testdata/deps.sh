@@ -20,8 +20,9 @@ package_of() {
 	debootstrap) echo debootstrap ;;
 	busybox) echo busybox-static ;;
 	shellcheck) echo shellcheck ;;
-	setpriv | unshare) echo util-linux ;;
+	setpriv | unshare | nsenter | pivot_root) echo util-linux ;;
 	bwrap) echo bubblewrap ;;
+	systemctl | journalctl) echo systemd ;;
 	cc) echo gcc ;;
 	stdlib.h) echo libc6-dev ;;
 	zlib.h) echo zlib1g-dev ;;
@@ -92,7 +93,8 @@ open_fuse() {
 }
 
 PATH=$PATH:/usr/sbin:/sbin
-[ $# -gt 0 ] || set -- mksquashfs unsquashfs squashfuse fusermount3 debootstrap debian-archive-keyring setfattr busybox setpriv unshare shellcheck \
+[ $# -gt 0 ] || set -- mksquashfs unsquashfs squashfuse fusermount3 debootstrap debian-archive-keyring setfattr busybox setpriv unshare nsenter pivot_root \
+	systemctl journalctl shellcheck \
 	docker-registry skopeo umoci slurmctld munge cc slurm/spank.h libpmix.so setfacl \
 	zlib.h lzma.h lzo/lzo1x.h lz4.h zstd.h libdeflate.h
 

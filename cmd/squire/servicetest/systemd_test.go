@@ -285,7 +285,7 @@ func (m *machine) tellLogs() {
 // by the descriptor store and the watchdog, is upgraded and started anew in place, and waits for its users when it is to
 // stop. Readers see nothing of all that.
 func TestSystemd(t *testing.T) {
-	l := newLab(t, "unshare", "nsenter", "setpriv", "pivot_root")
+	l := newLab(t, "unshare", "nsenter", "setpriv", "pivot_root", "systemctl", "journalctl")
 	newer := filepath.Join(l.mkdir(t, root), "squire")
 	if err := build(newer, "9.9.9-newer"); err != nil {
 		t.Fatal(err)
