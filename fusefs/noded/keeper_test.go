@@ -126,9 +126,10 @@ func TestIdle(t *testing.T) {
 		defer k.mu.Unlock()
 		return len(k.images) == 1 && k.images[img.id] == nil
 	})
-	if _, err := img.file.Stat(); !errors.Is(err, os.ErrClosed) {
-		t.Error("its file is still open")
-	}
+	eventually(t, "its file is closed", func() bool {
+		_, err := img.file.Stat()
+		return errors.Is(err, os.ErrClosed)
+	})
 }
 
 // Servers are killed again and again: each hands over to the next, and clients see nothing of it.
