@@ -43,6 +43,7 @@ func acceleratorMounts(s *Spec) (ops []Op) {
 	for _, m := range d.Mounts {
 		ops = append(ops, Op{Do: OpBind, Source: m.Source, Target: m.Target, Flags: m.Flags})
 	}
+	ops = append(ops, classOps(d.Classes)...)
 	if d.Params != "" {
 		ops = append(ops, Op{Do: OpFile, Target: "/proc/driver/nvidia/params", Args: strings.Split(strings.TrimSpace(d.Params), "\n")})
 	}
@@ -53,6 +54,20 @@ func acceleratorMounts(s *Spec) (ops []Op) {
 		cache = append(names, cache...)
 	}
 	return append(ops, cacheOps(s, cache)...)
+}
+
+// classOps cover directories of sysfs with such as have only what was chosen.
+func classOps(classes []gpu.Class) (ops []Op) {
+	for _, c := range classes {
+		ops = append(ops, Op{Do: OpTmpfs, Target: c.Dir, Flags: []string{"mode=755", "size=64k", "nosuid", "nodev", "noexec"}})
+		for _, l := range c.Links {
+			ops = append(ops, Op{Do: OpSymlink, Source: l.Target, Target: path.Join(c.Dir, l.Name)})
+		}
+		for _, f := range c.Texts {
+			ops = append(ops, Op{Do: OpFile, Target: path.Join(c.Dir, f.Name), Args: []string{f.Target}})
+		}
+	}
+	return ops
 }
 
 // driverMounts binds a driver's files, and lists its libraries for the loader.

@@ -113,10 +113,17 @@ func TestDevicePlans(t *testing.T) {
 const (
 	fakeHostEnv = "SQUIRE_TEST_HOST"
 	gpusEnv     = "SQUIRE_TEST_GPUS"
+	classEnv    = "SQUIRE_TEST_CLASS" // a directory of sysfs, of which one entry is chosen
 )
 
 // addDevices does what "squire run --gpus" does.
 func addDevices(s *Spec) error {
+	if dir := os.Getenv(classEnv); dir != "" {
+		s.Devices = &gpu.Set{Classes: []gpu.Class{{
+			Dir: dir, Links: []gpu.Link{{Name: "null", Target: "/sys/devices/virtual/mem/null"}}, Texts: []gpu.Link{{Name: "abi_version", Target: "6"}},
+		}}}
+		return nil
+	}
 	dir := os.Getenv(fakeHostEnv)
 	if dir == "" {
 		return nil
@@ -234,6 +241,22 @@ touch /dev/squire/nvidia/lib64/libcuda.so.1 2>&1 | grep -c Read-only`
 			})
 		})
 	}
+}
+
+// A directory of sysfs has what was chosen of it, and the files that it has beside adapters. The kernel's memory devices
+// stand in for those of InfiniBand.
+func TestDeviceClasses(t *testing.T) {
+	const dir = "/sys/class/mem"
+	if _, err := os.Stat(dir + "/zero"); err != nil {
+		t.Skip(err)
+	}
+	forUsers(t, func(t *testing.T, w who, root string) {
+		t.Setenv(classEnv, dir)
+		got := sh(t, w, Spec{Dir: root}, "ls "+dir+"; cat "+dir+"/null/dev "+dir+"/abi_version")
+		if want := "abi_version\nnull\n1:3\n6"; got != want {
+			t.Errorf("got:\n%s\nwant:\n%s", got, want)
+		}
+	})
 }
 
 // TestDriverWithoutLayer: where an image's directories belong to somebody who

@@ -54,7 +54,9 @@ func TestCDI(t *testing.T) {
 		fmt.Fprintln(&got, "cache", e.Name, e.Path)
 	}
 	fmt.Fprintln(&got, s.Env, s.Notes)
-	want := `node HOST/dev/xpmem /dev/xpmem
+	want := `node HOST/dev/knem /dev/knem
+node HOST/dev/xpmem /dev/xpmem
+node HOST/dev/cxi0 /dev/cxi0
 node HOST/dev/nvidia0 /dev/x0
 node HOST/dev/nvidia1 /dev/nvidia1
 mount HOST/usr/lib/x86_64-linux-gnu/libcuda.so.550.54.15 /opt/libcuda.so.550.54.15 [ro nosuid]

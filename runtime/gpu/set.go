@@ -19,6 +19,8 @@ type Set struct {
 	Driver *Driver
 	// Cache holds libraries among Mounts, for the loader.
 	Cache []CacheEntry
+	// Classes take the place of directories in which sysfs lists adapters, where not all are chosen.
+	Classes []Class
 	// Params is the text to show as /proc/driver/nvidia/params. Empty: the host's.
 	Params string
 	// Env holds NAME=VALUE settings, Unset names of variables to take away.
@@ -37,6 +39,16 @@ type Mount struct {
 	Source, Target string
 	Flags          []string // words of mount(8)
 }
+
+// Class is a directory of sysfs with what was chosen of it.
+type Class struct {
+	Dir   string
+	Links []Link
+	Texts []Link // files: Target is what is in them
+}
+
+// Link is an entry of a Class: where Name leads.
+type Link struct{ Name, Target string }
 
 // Choose says what a container gets: the GPUs and devices of r, RDMA adapters,
 // and the driver's files. Where nothing selects a GPU, that is all there are. An
@@ -183,6 +195,7 @@ func (h *Host) rdmaNodes(r *Request, s *Set) error {
 		s.addNode(h, nodes...)
 		return nil
 	case "none":
+		h.rdmaClasses(nil, s)
 		return nil
 	}
 	adapters := h.t.list("/sys/class/infiniband")
@@ -198,13 +211,42 @@ func (h *Host) rdmaNodes(r *Request, s *Set) error {
 			s.addNode(h, n)
 		}
 	}
+	h.rdmaClasses(wanted, s)
 	return nil
+}
+
+// rdmaClasses hides the other adapters from programs that look for them in sysfs, as libibverbs, UCX and NCCL do, which
+// fail or warn where an adapter is listed and has no node. It is no barrier: /sys/devices has them all.
+func (h *Host) rdmaClasses(wanted []string, s *Set) {
+	for _, name := range []string{"infiniband", "infiniband_verbs", "infiniband_mad", "infiniband_cm"} {
+		dir := path.Join("/sys/class", name)
+		if !h.t.is(dir, unix.S_IFDIR) {
+			continue
+		}
+		c := Class{Dir: dir}
+		for _, entry := range h.t.list(dir) {
+			owner := entry
+			if name != "infiniband" {
+				owner = h.adapter(entry)
+			}
+			at := path.Join(dir, entry)
+			real, err := h.t.resolve(at)
+			switch {
+			case err != nil:
+			case h.t.is(at, unix.S_IFREG): // abi_version, which libibverbs reads
+				c.Texts = append(c.Texts, Link{entry, h.t.text(at)})
+			case slices.Contains(wanted, owner) && real != at:
+				c.Links = append(c.Links, Link{entry, real})
+			}
+		}
+		s.Classes = append(s.Classes, c)
+	}
 }
 
 // adapter returns which adapter a node is of, "" for one that serves all, such
 // as rdma_cm.
 func (h *Host) adapter(node string) string {
-	for _, class := range []string{"infiniband_verbs", "infiniband_mad"} {
+	for _, class := range []string{"infiniband_verbs", "infiniband_mad", "infiniband_cm"} {
 		if dev := h.t.text(path.Join("/sys/class", class, node, "ibdev")); dev != "" {
 			return dev
 		}

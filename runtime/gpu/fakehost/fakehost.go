@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -185,10 +186,17 @@ func (h *Host) InfiniBand(n int) {
 	for i := range n {
 		name := fmt.Sprintf("mlx5_%d", i)
 		h.Node(fmt.Sprintf("/dev/infiniband/uverbs%d", i), fmt.Sprintf("/dev/infiniband/umad%d", i))
-		h.File("/sys/class/infiniband/"+name+"/fw_ver", "28.39.1002\n")
-		h.File(fmt.Sprintf("/sys/class/infiniband_verbs/uverbs%d/ibdev", i), name+"\n")
-		h.File(fmt.Sprintf("/sys/class/infiniband_mad/umad%d/ibdev", i), name+"\n")
+		device := fmt.Sprintf("devices/pci0000:%02x/0000:%02x:00.0/", 0x10+i, 0x18+i)
+		h.File("/sys/"+device+"infiniband/"+name+"/fw_ver", "28.39.1002\n")
+		h.Link("/sys/class/infiniband/"+name, "../../"+device+"infiniband/"+name)
+		for class, entry := range map[string]string{"infiniband_verbs": "uverbs", "infiniband_mad": "umad"} {
+			entry += strconv.Itoa(i)
+			h.File("/sys/"+device+class+"/"+entry+"/ibdev", name+"\n")
+			h.Link("/sys/class/"+class+"/"+entry, "../../"+device+class+"/"+entry)
+		}
 	}
+	h.File("/sys/class/infiniband_verbs/abi_version", "6\n")
+	h.File("/sys/class/infiniband_mad/abi_version", "5\n")
 }
 
 // DGXH100 has eight GPUs, NVSwitches with their fabric manager, and InfiniBand.
@@ -204,7 +212,7 @@ func DGXH100(t *testing.T) *Host {
 	}
 	h.Node("/dev/dri/card0") // the service processor's
 	h.Driver("550.54.15")
-	h.Node("/dev/nvidia-nvswitchctl", "/dev/nvidia-nvswitch0", "/dev/nvidia-nvswitch1", "/dev/gdrdrv", "/dev/nvidia-fs0", "/dev/xpmem")
+	h.Node("/dev/nvidia-nvswitchctl", "/dev/nvidia-nvswitch0", "/dev/nvidia-nvswitch1", "/dev/gdrdrv", "/dev/nvidia-fs0", "/dev/xpmem", "/dev/knem", "/dev/cxi0")
 	h.File("/usr/bin/nv-fabricmanager", "")
 	h.Socket("/run/nvidia-fabricmanager/socket")
 	h.InfiniBand(3)
