@@ -226,15 +226,19 @@ func TestEscapes(t *testing.T) {
 			"its memory":         `(exec 3<>/proc/$INIT/mem) && echo out`,
 			"its namespaces":     `$B nsenter -t $INIT -m true && echo out; $B nsenter -t 1 -m true && echo out`,
 		}
+		const runner = `R=$(awk '/^PPid/ {print $2}' /proc/$INIT/status); [ $R -gt 1 ] && cd /proc/$R && `
 		outside := map[string]string{
-			"another's root": `ls /proc/1/root/etc >/dev/null && echo out`,
-			"its program":    `(exec 3>>/proc/$INIT/exe) && echo out`,
-			"its score":      `(echo -1000 >/proc/$INIT/oom_score_adj) && echo out`,
-			"a device node":  `$B mknod /tmp/disk$$ b 8 0 && echo out; $B mknod /dev/disk b 8 0 && echo out`,
-			"settings":       `(echo x >/proc/sys/kernel/hostname) && echo out; (echo b >/proc/sysrq-trigger) && echo out`,
-			"host name":      `hostname evil && echo out`,
-			"cgroups":        `mkdir /sys/fs/cgroup/x && echo out`,
-			"set-user-ID":    `[ "$(/bin/suid id -u)" = 0 ] && [ "$(id -u)" != 0 ] && echo out`,
+			"the runner's memory":  runner + `(exec 3<>mem) && echo out; cat environ >/dev/null && echo out; for f in fd/*; do readlink $f && echo out; done`,
+			"the runner's root":    runner + `ls root/ >/dev/null && echo out; ls cwd/ >/dev/null && echo out; $B nsenter -m -t $R true && echo out`,
+			"the runner's program": runner + `(exec 3>>exe) && echo out; echo -1000 >oom_score_adj && echo out`,
+			"another's root":       `ls /proc/1/root/etc >/dev/null && echo out`,
+			"its program":          `(exec 3>>/proc/$INIT/exe) && echo out`,
+			"its score":            `(echo -1000 >/proc/$INIT/oom_score_adj) && echo out`,
+			"a device node":        `$B mknod /tmp/disk$$ b 8 0 && echo out; $B mknod /dev/disk b 8 0 && echo out`,
+			"settings":             `(echo x >/proc/sys/kernel/hostname) && echo out; (echo b >/proc/sysrq-trigger) && echo out`,
+			"host name":            `hostname evil && echo out`,
+			"cgroups":              `mkdir /sys/fs/cgroup/x && echo out`,
+			"set-user-ID":          `[ "$(/bin/suid id -u)" = 0 ] && [ "$(id -u)" != 0 ] && echo out`,
 		}
 		if os.Getuid() == 0 {
 			program, err := os.ReadFile(root + "/bin/busybox")

@@ -220,3 +220,19 @@ func TestPolicyOwner(t *testing.T) {
 		t.Error("the environment does not come first")
 	}
 }
+
+// A plan is for people to read: names in it move no cursor, and make no lines of their own.
+func TestPlanIsPrintable(t *testing.T) {
+	useSite(t, nil)
+	dir := filepath.Join(t.TempDir(), "a\x1b[2J\nseal")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	out, err := squire(t, "run", "--plan", "--mounts", dir+":/x", testImage, "--", "echo", "\x1b]0;x\a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.ContainsAny(out, "\x1b\a") || strings.Contains(out, "\nseal ") || !strings.Contains(out, `\033]0;x`) {
+		t.Errorf("%q", out)
+	}
+}

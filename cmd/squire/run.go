@@ -391,7 +391,7 @@ func printPlan(w io.Writer, ops []runtime.Op, asJSON bool) error {
 		return enc.Encode(ops)
 	}
 	for _, op := range ops {
-		if _, err := fmt.Fprintln(w, op); err != nil {
+		if _, err := fmt.Fprintln(w, printable(op.String())); err != nil {
 			return err
 		}
 	}
