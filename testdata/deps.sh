@@ -22,6 +22,7 @@ package_of() {
 	shellcheck) echo shellcheck ;;
 	setpriv | unshare | nsenter | pivot_root) echo util-linux ;;
 	bwrap) echo bubblewrap ;;
+	ssh-keygen) echo openssh-client ;;
 	systemctl | journalctl) echo systemd ;;
 	cc) echo gcc ;;
 	stdlib.h) echo libc6-dev ;;
@@ -94,7 +95,7 @@ open_fuse() {
 
 PATH=$PATH:/usr/sbin:/sbin
 [ $# -gt 0 ] || set -- mksquashfs unsquashfs squashfuse fusermount3 debootstrap debian-archive-keyring setfattr busybox setpriv unshare nsenter pivot_root \
-	systemctl journalctl shellcheck \
+	ssh-keygen systemctl journalctl shellcheck \
 	docker-registry skopeo umoci slurmctld munge cc slurm/spank.h libpmix.so setfacl \
 	zlib.h lzma.h lzo/lzo1x.h lz4.h zstd.h libdeflate.h
 

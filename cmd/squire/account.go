@@ -73,7 +73,7 @@ func (a *stepAccount) served(i *containerImage, mount uint64) {
 	}
 	a.MountMS = float64(time.Since(a.begin).Microseconds()) / 1000
 	a.image, a.mount, a.Service = i, mount, "server"
-	a.Bytes, _ = fileSize(i.file)
+	a.Bytes, _ = fileSize(i.file.File)
 	if i.client != nil {
 		a.Service = "node"
 		a.before, _ = a.figures()

@@ -61,10 +61,11 @@ func forkServer(socket, guard *os.File) (pid int, err error) {
 // open hands the opened image and its traces, which it closes, to the server, and
 // waits until it has understood the image. Where there is a device already, it
 // goes with them, and what is waited for is that the mount answers.
-func (s *server) open(cfg serverConfig, image *os.File, traces *traceFiles, device ...*os.File) error {
+func (s *server) open(cfg serverConfig, image *openedImage, traces *traceFiles, device ...*os.File) error {
 	cfg.Processors = goruntime.GOMAXPROCS(0)
 	cfg.Traces, cfg.Record, cfg.Whole = len(traces.files), traces.record, traces.whole
-	err := sendMessage(s.conn, &cfg, slices.Concat([]*os.File{image}, traces.files, device)...)
+	cfg.Signed = image.statement
+	err := sendMessage(s.conn, &cfg, slices.Concat(image.files(), traces.files, device)...)
 	closeAll(traces.files)
 	if err != nil {
 		return fmt.Errorf("talk to the image server: %w", err)

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/fusefs/noded"
+	"github.com/squirefs/squire/sqfs/signed"
 )
 
 // daemonOptions are the flags of squire daemon.
@@ -118,9 +119,26 @@ func (o *daemonOptions) complete() (err error) {
 		return fmt.Errorf("the service of a node needs root; --own is a user's")
 	default:
 		o.Socket = siteSocket()
-		_, err = siteConfig()
+	}
+	if err == nil && !o.Own {
+		err = o.limit()
 	}
 	return err
+}
+
+// limit has the service of a node serve users what the site lets them run, as far as that can be told of an opened file.
+func (o *daemonOptions) limit() error {
+	site, err := siteConfig()
+	if err != nil {
+		return err
+	}
+	if o.Keys = site.Images.keys; o.Keys == nil && site.Images.Keys != nil {
+		o.Keys = []signed.Key{} // an empty list is no key, not no limit
+	}
+	if o.Owners = site.Images.owners; o.Owners == nil && site.Images.Owners != nil {
+		o.Owners = []uint32{}
+	}
+	return nil
 }
 
 func (o *daemonOptions) setLog() error {

@@ -244,7 +244,7 @@ func (s *server) mountOn(dir string, mo fusefs.MountOptions, cfg serverConfig, t
 		return err
 	}
 	defer file.Close()
-	traces := tracesInTime(cfg.Image, file, cfg.Offset, traced)
+	traces := tracesInTime(cfg.Image, file.File, cfg.Offset, traced)
 	if os.Geteuid() != 0 {
 		return s.mountFusermount(dir, mo, cfg, file, traces)
 	}
@@ -254,7 +254,7 @@ func (s *server) mountOn(dir string, mo fusefs.MountOptions, cfg serverConfig, t
 // mountPrepared makes a mount while the server starts, hands it the device with the
 // image, and puts the mount on dir when it answers. Until then nobody sees it,
 // and it goes with this process.
-func (s *server) mountPrepared(dir string, mo fusefs.MountOptions, cfg serverConfig, image *os.File, traces *traceFiles) error {
+func (s *server) mountPrepared(dir string, mo fusefs.MountOptions, cfg serverConfig, image *openedImage, traces *traceFiles) error {
 	m, err := fusefs.Prepare(dir, mo)
 	if err != nil {
 		return err
@@ -270,7 +270,7 @@ func (s *server) mountPrepared(dir string, mo fusefs.MountOptions, cfg serverCon
 
 // mountFusermount has fusermount3 mount on dir, once the server has understood
 // the image, hands over the device, and waits until the mount answers.
-func (s *server) mountFusermount(dir string, mo fusefs.MountOptions, cfg serverConfig, image *os.File, traces *traceFiles) error {
+func (s *server) mountFusermount(dir string, mo fusefs.MountOptions, cfg serverConfig, image *openedImage, traces *traceFiles) error {
 	if err := s.open(cfg, image, traces); err != nil {
 		return err
 	}

@@ -45,7 +45,7 @@ func (o *mountOptions) fromService(dir string, mo fusefs.MountOptions, cfg serve
 		return false, err
 	}
 	defer file.Close()
-	traces := tracesInTime(cfg.Image, file, cfg.Offset, traced)
+	traces := tracesInTime(cfg.Image, file.File, cfg.Offset, traced)
 	defer closeAll(traces.files)
 	return o.mountServed(client, dir, mo, noded.Request{
 		Image: cfg.Image, Offset: cfg.Offset, View: noded.View{Restrict: cfg.Restrict, Owner: cfg.Owner},
@@ -54,16 +54,17 @@ func (o *mountOptions) fromService(dir string, mo fusefs.MountOptions, cfg serve
 }
 
 // openMountable opens an image that is to be mounted on dir.
-func openMountable(image, dir string) (*os.File, error) {
+func openMountable(image, dir string) (*openedImage, error) {
 	site, err := siteConfig()
 	if err != nil {
 		return nil, err
 	}
-	open := site.openImage
-	if os.Geteuid() == 0 {
-		open = openImage // root can mount by other means, and lists images in fstab(5)
+	if os.Geteuid() == 0 { // root can mount by other means, and lists images in fstab(5)
+		anything := *site
+		anything.Images = siteImages{}
+		site = &anything
 	}
-	file, err := open(image)
+	file, err := site.openImage(image)
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +84,7 @@ func openMountable(image, dir string) (*os.File, error) {
 // mountServed has the service mount on dir for an ordinary user, who may not; root
 // does it with a mount that it is given. It reports whether the service served the
 // image, which is then there to stay. An error is to be told.
-func (o *mountOptions) mountServed(c *noded.Client, dir string, mo fusefs.MountOptions, r noded.Request, image *os.File, traces []*os.File) (bool, error) {
+func (o *mountOptions) mountServed(c *noded.Client, dir string, mo fusefs.MountOptions, r noded.Request, image *openedImage, traces []*os.File) (bool, error) {
 	if err := fusefs.CheckDir(dir); err != nil {
 		return false, err
 	}
@@ -96,7 +97,7 @@ func (o *mountOptions) mountServed(c *noded.Client, dir string, mo fusefs.MountO
 	if r.Attrs = mo.Attributes(); user {
 		r.View.Private, r.NoGrant, r.Attrs = true, true, r.Attrs&unix.MOUNT_ATTR_NOEXEC
 	}
-	m, err := c.Mount(r, image, traces...)
+	m, err := image.mount(c, r, traces)
 	switch {
 	case isFinal(err):
 		return false, imageError(r.Image, err)

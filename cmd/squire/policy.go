@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/runtime"
+	"github.com/squirefs/squire/sqfs/signed"
 )
 
 // site is what squire.toml of siteDir says about this node. The zero value says nothing: everything is allowed and
@@ -40,8 +41,10 @@ type site struct {
 type siteImages struct {
 	Directories []string `toml:"directories"` // only what is below one of these
 	Owners      []string `toml:"owners"`      // only files of these users: names or numbers
+	Keys        []string `toml:"keys"`        // only what was signed with one of these, in OpenSSH's form
 
 	owners []uint32
+	keys   []signed.Key
 }
 
 // siteContainers says what a user may choose.
@@ -177,6 +180,13 @@ func (s *site) check() (err error) {
 			return fmt.Errorf("images.owners: %w", err)
 		}
 		s.Images.owners = append(s.Images.owners, id)
+	}
+	for _, line := range s.Images.Keys {
+		key, err := signed.ParseKey(line)
+		if err != nil {
+			return fmt.Errorf("images.keys: %w", err)
+		}
+		s.Images.keys = append(s.Images.keys, *key)
 	}
 	return nil
 }
@@ -316,17 +326,23 @@ func isBelow(path string, dirs []string) bool {
 }
 
 // openImage opens an image that is to be run, if the site lets it be. It looks at the file that it opened, not at its
-// name: links count for where they lead.
-func (s *site) openImage(name string) (*os.File, error) {
+// name: links count for where they lead. Where images are to be signed, the file is read as it was signed from here on.
+func (s *site) openImage(name string) (*openedImage, error) {
 	f, err := openImage(name)
 	if err != nil {
 		return nil, err
 	}
-	if err = s.mayRun(name, f); err != nil {
-		f.Close()
+	image := &openedImage{File: f}
+	if err = s.mayRun(name, f); err == nil && s.Images.Keys != nil {
+		if err = image.demand(name, s.Images.keys); err != nil {
+			err = s.forbids("image %s: %s", name, err)
+		}
+	}
+	if err != nil {
+		image.Close()
 		return nil, err
 	}
-	return f, nil
+	return image, nil
 }
 
 func (s *site) mayRun(name string, f *os.File) error {
@@ -353,7 +369,7 @@ func (s *site) mayRun(name string, f *os.File) error {
 
 // mayRunDir is for a directory as root file system. Whose files are in it cannot be told.
 func (s *site) mayRunDir(dir string) error {
-	if s.Images.Owners != nil {
+	if s.Images.Owners != nil || s.Images.Keys != nil {
 		return s.forbids("a directory as image, %s", dir)
 	}
 	if s.Images.Directories == nil {
@@ -371,6 +387,9 @@ func (s *site) mayRunDir(dir string) error {
 
 // mayImport refuses, before anything is downloaded, an image whose file in dir could not be run.
 func (s *site) mayImport(dir string) error {
+	if s.Images.Keys != nil {
+		return s.forbids("an imported image: images are to be signed")
+	}
 	if s.Images.Owners != nil && !slices.Contains(s.Images.owners, uint32(os.Geteuid())) {
 		return s.forbids("an imported image: images are to be of %s", strings.Join(s.Images.Owners, ", "))
 	}
@@ -395,6 +414,9 @@ func (s *site) summary() string {
 	}
 	if s.Images.Owners != nil {
 		say("images of %s", cmp.Or(strings.Join(s.Images.Owners, ", "), "nobody"))
+	}
+	if s.Images.Keys != nil {
+		say("images signed with %s", cmp.Or(plural(int64(len(s.Images.Keys)), "key"), "no key"))
 	}
 	c := &s.Containers
 	if c.Mounts != nil {

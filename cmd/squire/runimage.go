@@ -23,7 +23,7 @@ type containerImage struct {
 	spec   *runtime.Spec
 	host   *runtime.Host
 	times  *startTimes
-	file   *os.File
+	file   *openedImage
 	client *noded.Client // nil: there is no service
 	srv    *server       // nil: not started
 	init   *os.File      // where the init stage is told
@@ -39,7 +39,7 @@ type imageMount struct{ Mounted bool }
 func (m *imageMount) Fields(c *wire.Coder) { c.Bool(&m.Mounted) }
 
 // runImage runs a container on an opened image and returns its exit status.
-func (o *runOptions) runImage(spec *runtime.Spec, host *runtime.Host, ops []runtime.Op, file *os.File, times *startTimes) (int, error) {
+func (o *runOptions) runImage(spec *runtime.Spec, host *runtime.Host, ops []runtime.Op, file *openedImage, times *startTimes) (int, error) {
 	i := &containerImage{o: o, spec: spec, host: host, times: times, file: file}
 	if err := i.begin(); err != nil {
 		return 0, err
@@ -126,7 +126,7 @@ func (i *containerImage) prepare() error {
 // fromService asks the service for the image. The connection to it, which is what
 // keeps the image, stays open until the container has ended.
 func (i *containerImage) fromService() error {
-	traces := i.o.traces(i.spec.Image, i.file)
+	traces := i.o.traces(i.spec.Image, i.file.File)
 	defer closeAll(traces.files)
 	view := noded.View{Squash: true, Restrict: true}
 	if i.host.Root && i.host.IDsMapped {
@@ -136,9 +136,9 @@ func (i *containerImage) fromService() error {
 	if err != nil {
 		name = i.spec.Image
 	}
-	m, err := i.client.Mount(noded.Request{
+	m, err := i.file.mount(i.client, noded.Request{
 		Image: name, View: view, Traces: len(traces.files), Record: traces.record, Fallback: true,
-	}, i.file, traces.files...)
+	}, traces.files)
 	if err != nil {
 		return err
 	}
@@ -152,7 +152,7 @@ func (i *containerImage) fromService() error {
 // fromServer has the server of this run look at the image.
 func (i *containerImage) fromServer() (err error) {
 	cfg := serverConfig{Image: i.spec.Image, Owner: owner(i.spec, i.host), Restrict: true, Steadfast: true}
-	if err = i.srv.open(cfg, i.file, i.o.traces(i.spec.Image, i.file)); err != nil {
+	if err = i.srv.open(cfg, i.file, i.o.traces(i.spec.Image, i.file.File)); err != nil {
 		return err
 	}
 	runtime.Shielded(func() { err = i.srv.startGuard() })

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -17,6 +18,7 @@ import (
 	"github.com/squirefs/squire/internal/stage"
 	"github.com/squirefs/squire/internal/wire"
 	"github.com/squirefs/squire/runtime"
+	"github.com/squirefs/squire/sqfs/signed"
 )
 
 // The server is a process of its own: it alone reads the bytes of an image,
@@ -27,8 +29,9 @@ import (
 //
 // It talks over a SOCK_SEQPACKET socket, one message of package wire at a time:
 //
-//	client -> server  serverConfig, with the descriptors of the image and of
-//	                  files that may have its trace
+//	client -> server  serverConfig, with the descriptors of the image, of the list
+//	                  of its hashes if it is signed, and of files that may have its
+//	                  trace
 //	server -> client  serverState when the image is understood
 //	client -> server  serverDevice, with the descriptor of the device
 //	server -> client  serverState when the kernel's first request is answered
@@ -48,6 +51,7 @@ const (
 type serverConfig struct {
 	Image    string        // for messages
 	Offset   int64         // of the image in its file
+	Signed   string        // the signed.Statement that it must agree with, in text; "": it is read as it is
 	Cache    int64         // bytes of decoded blocks to keep, 0 = default
 	Owner    *fusefs.Owner // owner to show for every file, nil = the image's
 	Restrict bool          // see fusefs.Options
@@ -71,6 +75,7 @@ type serverConfig struct {
 func (s *serverConfig) Fields(c *wire.Coder) {
 	wire.String(c, &s.Image)
 	wire.Int(c, &s.Offset)
+	wire.String(c, &s.Signed)
 	wire.Int(c, &s.Cache)
 	owned := s.Owner != nil
 	if c.Bool(&owned); owned {
@@ -122,7 +127,7 @@ func (s *serverDevice) Fields(c *wire.Coder) { wire.Int(c, &s.mark) }
 
 const (
 	maxServerMessage = 64 << 10
-	maxServerFiles   = 5
+	maxServerFiles   = 6
 )
 
 // serve is the server stage. It returns the exit status.
@@ -144,7 +149,12 @@ func serveImage(conn *os.File) error {
 	if err != nil {
 		return err
 	}
-	if cfg.Traces < 0 || len(files) < 1+cfg.Traces {
+	var list *os.File
+	if cfg.Signed != "" && len(files) > 1 {
+		list, files[1] = files[1], files[0]
+		files = files[1:]
+	}
+	if cfg.Traces < 0 || len(files) < 1+cfg.Traces || (list != nil) != (cfg.Signed != "") {
 		return errors.New("no image came with the first message")
 	}
 	if cfg.Steadfast {
@@ -157,7 +167,7 @@ func serveImage(conn *os.File) error {
 	}
 	source := fusefs.NewSource(files[0])
 	traces, devices := files[1:1+cfg.Traces], files[1+cfg.Traces:]
-	fs, state, rec, err := openServed(source, files[0], traces, &cfg)
+	fs, state, rec, err := openServed(source, files[0], list, traces, &cfg)
 	if err != nil {
 		_ = sendMessage(conn, &serverState{Error: err.Error()})
 		return err
@@ -200,14 +210,24 @@ func requests(s fusefs.Stats) uint64 {
 
 // openServed gives up rights, then looks at the image and at traces for the
 // first time. The recorder is nil if there is nothing to be recorded.
-func openServed(source *fusefs.Source, file *os.File, traces []*os.File, cfg *serverConfig) (*fusefs.FS, serverState, *record.Recorder, error) {
+func openServed(source *fusefs.Source, file, list *os.File, traces []*os.File, cfg *serverConfig) (*fusefs.FS, serverState, *record.Recorder, error) {
 	if err := rights.Confine(); err != nil {
 		return nil, serverState{}, nil, err
 	}
 	// Twice as many: whoever decodes keeps one for a millisecond at a time, and a
 	// request that was read waits for a free one.
 	goruntime.GOMAXPROCS(2 * max(cfg.Processors, 1))
-	img, err := newImage(source, file, cfg.Offset, metadataCache)
+	reader := io.ReaderAt(source)
+	if cfg.Signed != "" {
+		size, err := fileSize(file)
+		if err != nil {
+			return nil, serverState{}, nil, err
+		}
+		if reader, err = signed.Open(source, size, cfg.Signed, list); err != nil {
+			return nil, serverState{}, nil, err
+		}
+	}
+	img, err := newImage(reader, file, cfg.Offset, metadataCache)
 	if err != nil {
 		return nil, serverState{}, nil, err
 	}

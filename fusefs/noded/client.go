@@ -61,7 +61,7 @@ type held struct {
 	given   uint64 // id that the caller knows
 	id      uint64 // id in the service that is there now
 	request Request
-	image   *os.File // ours
+	files   []*os.File // ours: the image, and the list of one that is signed
 }
 
 // Mounted is a mount that was received.
@@ -95,9 +95,19 @@ func dialFor(socket string, anybody bool) (*Client, error) {
 // Mount has an image served. r.Do and r.Traces are set here. image and traces stay the caller's.
 func (c *Client) Mount(r Request, image *os.File, traces ...*os.File) (*Mounted, error) {
 	r.Do, r.Traces = VerbMount, len(traces)
+	return c.mount(&r, []*os.File{image}, traces)
+}
+
+// MountSigned is Mount for an image that is to be what r.Signature says, with the list of its hashes, see VerbMountSigned.
+func (c *Client) MountSigned(r Request, image, list *os.File, traces ...*os.File) (*Mounted, error) {
+	r.Do, r.Traces = VerbMountSigned, len(traces)
+	return c.mount(&r, []*os.File{image, list}, traces)
+}
+
+func (c *Client) mount(r *Request, image, traces []*os.File) (*Mounted, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	reply, files, err := c.do(&r, slices.Concat([]*os.File{image}, traces)...)
+	reply, files, err := c.do(r, slices.Concat(image, traces)...)
 	if err != nil {
 		return nil, err
 	}
@@ -109,21 +119,25 @@ func (c *Client) Mount(r Request, image *os.File, traces ...*os.File) (*Mounted,
 		}
 		m.Mount = files[0]
 	}
-	return m, c.hold(&r, reply.ID, image)
+	return m, c.hold(r, reply.ID, image)
 }
 
 // hold notes what it takes to mount the image again.
-func (c *Client) hold(r *Request, id uint64, image *os.File) error {
+func (c *Client) hold(r *Request, id uint64, image []*os.File) error {
 	for _, h := range c.held {
 		if h.id == id {
 			return nil
 		}
 	}
-	ours, err := dup(image)
-	if err != nil {
-		return err
+	h := &held{given: id, id: id, request: *r}
+	for _, f := range image {
+		ours, err := dup(f)
+		if err != nil {
+			closeAll(h.files)
+			return err
+		}
+		h.files = append(h.files, ours)
 	}
-	h := &held{given: id, id: id, request: *r, image: ours}
 	h.request.Traces, h.request.Record, h.request.NoGrant, h.request.Known = 0, 0, true, true
 	c.held = append(c.held, h)
 	return nil
@@ -226,7 +240,7 @@ func (c *Client) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, h := range c.held {
-		h.image.Close()
+		closeAll(h.files)
 	}
 	c.held = nil
 	return err
@@ -271,14 +285,14 @@ func (c *Client) connected() error {
 	}
 	kept := c.held[:0]
 	for _, h := range c.held {
-		reply, files, err := l.do(&h.request, h.image)
+		reply, files, err := l.do(&h.request, h.files...)
 		closeAll(files)
 		if err != nil {
 			l.conn.Close()
 			return err
 		}
 		if reply.Code != OK {
-			h.image.Close()
+			closeAll(h.files)
 			continue
 		}
 		h.id = reply.ID

@@ -145,7 +145,7 @@ func (k *keeper) serveRequest(c *client, log *slog.Logger) error {
 	}
 	reply, out := k.answer(c, r, files, log)
 	_ = c.conn.SetDeadline(time.Now().Add(replyTimeout))
-	if r.Do == VerbMount && len(out) > 0 {
+	if (r.Do == VerbMount || r.Do == VerbMountSigned) && len(out) > 0 {
 		err = c.conn.Send(&Reply{More: true}, out...)
 		closeAll(out)
 		out = nil
@@ -210,7 +210,7 @@ func (k *keeper) answer(c *client, r *Request, files []*os.File, log *slog.Logge
 	switch {
 	case c.reporter && r.Do != VerbReport:
 		refused = refuse(Denied, "only reports are for this connection")
-	case r.Do == VerbMount:
+	case r.Do == VerbMount, r.Do == VerbMountSigned:
 		out, refused = k.mount(c, r, files, &reply)
 	case r.Do == VerbAttach:
 		refused = k.attach(c, r, files)
@@ -237,7 +237,7 @@ func (k *keeper) answer(c *client, r *Request, files []*os.File, log *slog.Logge
 
 func (v Verb) String() string {
 	switch v {
-	case VerbMount:
+	case VerbMount, VerbMountSigned:
 		return "mount"
 	case VerbAttach:
 		return "attach"

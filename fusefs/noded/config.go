@@ -3,6 +3,8 @@ package noded
 import (
 	"log/slog"
 	"time"
+
+	"github.com/squirefs/squire/sqfs/signed"
 )
 
 // Config is how a service is run.
@@ -19,6 +21,10 @@ type Config struct {
 	// Cache is the budget of decoded blocks of all images, Metadata that of their expanded metadata; bytes.
 	Cache, Metadata int64
 	Limits          Limits
+	// Keys are those of which one must have signed what users have served; nil: none need be signed. Owners are the users
+	// whose files may be served to others than root; nil: everybody's.
+	Keys   []signed.Key
+	Owners []uint32
 	// NoIDMap and NoResend do without idmapped mounts (Linux 6.12) and FUSE_NOTIFY_RESEND (6.9), as older kernels have
 	// to; for tests and for kernels that claim more than they can.
 	NoIDMap, NoResend bool

@@ -120,7 +120,7 @@ func (s *fakeServer) Superblock(_ uint32, f *os.File, offset int64) (string, err
 	return superblock(f, offset)
 }
 
-func (s *fakeServer) Open(img server.Image, f *os.File, _ []*os.File) (server.Info, error) {
+func (s *fakeServer) Open(img server.Image, f, _ *os.File, _ []*os.File) (server.Info, error) {
 	s.w.opens.Add(1)
 	s.w.mu.Lock()
 	s.w.images = append(s.w.images, img)
@@ -246,11 +246,11 @@ func (m *fakeMounter) Mount(o mounter.Options) (*mounter.Mounted, error) {
 	m.w.mu.Lock()
 	m.w.options = append(m.w.options, o)
 	m.w.mu.Unlock()
-	device, err := memory(fmt.Sprint("device ", n), nil)
+	device, err := Sealed(fmt.Sprint("device ", n), nil)
 	if err != nil {
 		return nil, err
 	}
-	mount, err := memory(fmt.Sprint("mount ", n), []byte{byte(m.n)})
+	mount, err := Sealed(fmt.Sprint("mount ", n), []byte{byte(m.n)})
 	if err != nil {
 		return nil, err
 	}
@@ -271,7 +271,7 @@ func (m *fakeMounter) Grant(id uint64, mount *os.File, to mounter.Grantee) (*os.
 		return nil, fmt.Errorf("clone: %w", mounter.ErrLost)
 	}
 	m.w.granted = append(m.w.granted, to)
-	return memory(fmt.Sprint("clone ", id), []byte(fmt.Sprint("clone ", id)))
+	return Sealed(fmt.Sprint("clone ", id), []byte(fmt.Sprint("clone ", id)))
 }
 
 func (m *fakeMounter) Attach(clone, dir, peer *os.File, user fusefs.Owner) (uint64, error) {

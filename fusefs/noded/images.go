@@ -56,7 +56,8 @@ type image struct {
 	ready    chan struct{} // closed when it is made, or will not be
 	err      error         // why not; set before ready is closed
 	file     *os.File
-	number   uint64 // of the superblock
+	list     *os.File // of the hashes of a signed one; nil of others
+	number   uint64   // of the superblock
 	init     []byte
 	size     int64
 	replayed int
@@ -198,8 +199,10 @@ func (k *keeper) abandon(img *image, err error) {
 	k.drop(img)
 	close(img.ready)
 	k.mu.Unlock()
-	if img.file != nil {
-		img.file.Close()
+	for _, f := range []*os.File{img.file, img.list} {
+		if f != nil {
+			f.Close()
+		}
 	}
 	if !errors.Is(err, errNoIDMap) {
 		k.log.Warn("image not served", "id", img.id, "image", img.name, "user", img.user.UID, "error", err)
@@ -244,7 +247,7 @@ func (k *keeper) makeWith(srv imageServer, m mountMaker, img *image, traces []*o
 		mounted, err := m.Mount(k.mountOptions(img))
 		mounting <- result{mounted, err}
 	}()
-	info, err := srv.Open(k.serverImage(img, len(traces), record), img.file, traces)
+	info, err := srv.Open(k.serverImage(img, len(traces), record), img.file, img.list, traces)
 	mounted := <-mounting
 	if err != nil || mounted.err != nil {
 		if mounted.err == nil {
@@ -311,7 +314,7 @@ func (k *keeper) serverImage(img *image, traces, record int) server.Image {
 	k.mu.Unlock()
 	s := server.Image{
 		ID: img.id, Name: img.name, Offset: img.key.offset, User: img.user.UID, Common: common,
-		Restrict: view.Restrict, IDMap: img.idmap, Traces: traces, Record: record,
+		Restrict: view.Restrict, IDMap: img.idmap, Signed: img.key.signed, Traces: traces, Record: record,
 	}
 	switch {
 	case view.Owned:
@@ -345,7 +348,7 @@ func (k *keeper) release(img *image) {
 	device, mount := img.device, img.mount
 	img.device, img.mount = nil, nil
 	k.mu.Unlock()
-	for _, f := range []*os.File{device, mount, img.file} {
+	for _, f := range []*os.File{device, mount, img.file, img.list} {
 		if f != nil {
 			f.Close()
 		}

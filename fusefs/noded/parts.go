@@ -14,7 +14,7 @@ import (
 // imageServer is what the keeper needs of a server process. *server.Client is one.
 type imageServer interface {
 	Superblock(user uint32, file *os.File, offset int64) (string, error)
-	Open(img server.Image, file *os.File, traces []*os.File) (server.Info, error)
+	Open(img server.Image, file, list *os.File, traces []*os.File) (server.Info, error)
 	Serve(id uint64, device *os.File, init []byte) (server.Info, error)
 	Forget(id uint64)
 	Common(id uint64)

@@ -74,6 +74,9 @@ const (
 	// VerbReport: what the service does. The reply has a sealed memfd with a Report as JSON: root and the service's own
 	// user see everything, others what they themselves use.
 	VerbReport
+	// VerbMountSigned is VerbMount for an image that is to be what a signature says. Between image and traces comes the
+	// list of its hashes, in a file in memory that nobody can change (memfd_create(2), F_SEAL_WRITE).
+	VerbMountSigned
 )
 
 // Request is one request of a client. Fields that the verb does not need are zero.
@@ -91,6 +94,8 @@ type Request struct {
 	Lazy     bool // of VerbDetach
 	Fallback bool // the client can do without: refuse rather than wait for long
 	Known    bool // of VerbMount: a reference to what is mounted already, or nothing
+	// Signature is the head of package signed's signature, of VerbMountSigned.
+	Signature string
 }
 
 // Fields makes it a wire.Message.
@@ -108,6 +113,9 @@ func (r *Request) Fields(c *wire.Coder) {
 	c.Bool(&r.Lazy)
 	c.Bool(&r.Fallback)
 	c.Bool(&r.Known)
+	if r.Do == VerbMountSigned { // others stay as they are for services and clients of other versions
+		wire.String(c, &r.Signature)
+	}
 }
 
 // View is how an image looks. Each has a superblock of its own.

@@ -23,7 +23,8 @@ import (
 // What a keeper leaves to the next one: descriptors with names, and records that say what they are. systemd's store of
 // descriptors keeps them when the keeper dies, and exec passes them on when it is replaced (upgrade.go).
 //
-// Names are "records", "listen", "lock", "metrics", and "ID.file", "ID.device" and "ID.mount" for each image.
+// Names are "records", "listen", "lock", "metrics", and "ID.file", "ID.device" and "ID.mount" for each image,
+// "ID.list" for one that is signed.
 
 // recordsVersion is that of the form of records. A reader takes what it knows from any version.
 const recordsVersion = 1
@@ -43,6 +44,7 @@ type imageRecord struct {
 	ID         uint64
 	Name       []byte // which need not be UTF-8
 	Superblock []byte
+	Signed     string
 	Identity   struct {
 		Device, Inode uint64
 		Size          int64
@@ -175,7 +177,7 @@ func (k *keeper) snapshot() *records {
 // record describes an image; keeper.mu is held.
 func (img *image) record(stats server.ImageStats) imageRecord {
 	r := imageRecord{
-		ID: img.id, Name: []byte(img.name), Superblock: []byte(img.key.superblock),
+		ID: img.id, Name: []byte(img.name), Superblock: []byte(img.key.superblock), Signed: img.key.signed,
 		View: img.key.view, One: img.key.one, Owner: img.key.owner, User: img.user, IDMap: img.idmap, Loose: img.loose,
 		Since: img.since, Number: img.number, Init: img.init, Size: img.size, Replayed: img.replayed,
 		Leaving: img.state == leaving, Attached: make(map[uint64]uint32, len(img.attached)), Stats: stats,
@@ -190,10 +192,10 @@ func (img *image) record(stats server.ImageStats) imageRecord {
 }
 
 // image makes an image of a record and its descriptors.
-func (r *imageRecord) image(file, device, mount *os.File) *image {
+func (r *imageRecord) image(file, list, device, mount *os.File) *image {
 	img := &image{
 		id: r.ID, name: string(r.Name), user: r.User, idmap: r.IDMap, loose: r.Loose, since: r.Since,
-		ready: make(chan struct{}), file: file, device: device, mount: mount, number: r.Number, init: r.Init,
+		ready: make(chan struct{}), file: file, list: list, device: device, mount: mount, number: r.Number, init: r.Init,
 		size: r.Size, replayed: r.Replayed, state: waiting, refs: map[*client]string{}, attached: map[uint64]uint32{},
 	}
 	close(img.ready)
@@ -207,7 +209,7 @@ func (r *imageRecord) image(file, device, mount *os.File) *image {
 	img.key = key{
 		identity: identity{
 			device: i.Device, inode: i.Inode, size: i.Size, sec: i.Sec, nsec: i.Nsec, offset: i.Offset,
-			superblock: string(r.Superblock),
+			superblock: string(r.Superblock), signed: r.Signed,
 		},
 		view: r.View, one: r.One, owner: r.Owner,
 	}
@@ -234,6 +236,9 @@ func (k *keeper) keep(img *image) {
 	k.mu.Unlock()
 	k.store.add(img.fdName("device"), device)
 	k.store.add(img.fdName("mount"), mount)
+	if img.list != nil {
+		k.store.add(img.fdName("list"), img.list)
+	}
 	if !img.loose { // systemd would have to close it, which may wait for a user's FUSE server
 		k.store.add(img.fdName("file"), img.file)
 	}
@@ -242,7 +247,7 @@ func (k *keeper) keep(img *image) {
 
 // unkeep and unkeepMount take back what keep has done.
 func (k *keeper) unkeep(img *image) {
-	for _, what := range []string{"file", "device", "mount"} {
+	for _, what := range []string{"file", "list", "device", "mount"} {
 		k.store.remove(img.fdName(what))
 	}
 	k.saveRecords()
@@ -296,8 +301,8 @@ func (k *keeper) takeState(in *inherited) error {
 
 func (k *keeper) takeImage(r *imageRecord, in *inherited) {
 	name := (&image{id: r.ID}).fdName
-	img := r.image(in.take(name("file")), in.take(name("device")), in.take(name("mount")))
-	if img.device == nil || img.file == nil || len(img.init) == 0 {
+	img := r.image(in.take(name("file")), in.take(name("list")), in.take(name("device")), in.take(name("mount")))
+	if img.device == nil || img.file == nil || len(img.init) == 0 || (img.list != nil) != (img.key.signed != "") {
 		k.log.Error("an image cannot be taken over: its mount ends", "id", img.id, "image", img.name,
 			"device", img.device != nil, "file", img.file != nil)
 		k.release(img)

@@ -259,7 +259,7 @@ func (k *keeper) handOver(srv imageServer, img *image, tried func()) {
 func (k *keeper) handOverOnce(srv imageServer, img *image) error {
 	known := k.serverImage(img, 0, 0)
 	known.Init = img.init
-	info, err := srv.Open(known, img.file, nil)
+	info, err := srv.Open(known, img.file, img.list, nil)
 	if err != nil {
 		return err
 	}

@@ -208,7 +208,7 @@ func TestPartsOfAnImage(t *testing.T) {
 	delete(m.files, "1.file")
 	m.files["2.mount"].Close()
 	delete(m.files, "2.mount")
-	m.files["77.device"], _ = memory("77", nil)
+	m.files["77.device"], _ = Sealed("77", nil)
 	m.mu.Unlock()
 	second := run(t, newWorld(t), Config{}, m.pass(t))
 	dialed(t, second.socket)

@@ -129,15 +129,15 @@ func (k *keeper) report(c *client) (*os.File, *ServiceError) {
 	if err != nil {
 		return nil, refuse(Failed, "write the report: %s", err)
 	}
-	f, err := memory("squire-report", b)
+	f, err := Sealed("squire-report", b)
 	if err != nil {
 		return nil, refuse(Failed, "%s", err)
 	}
 	return f, nil
 }
 
-// memory returns a file in memory with content that nobody can change.
-func memory(name string, content []byte) (*os.File, error) {
+// Sealed returns a file in memory with content that nobody can change.
+func Sealed(name string, content []byte) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, fmt.Errorf("make a file in memory: %w", err)

@@ -165,6 +165,7 @@ func (k *keeper) exec(l *listener) error {
 	for _, img := range k.images {
 		if img.device != nil {
 			pass(img.fdName("file"), img.file)
+			pass(img.fdName("list"), img.list)
 			pass(img.fdName("device"), img.device)
 			pass(img.fdName("mount"), img.mount)
 		}

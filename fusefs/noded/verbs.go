@@ -32,10 +32,11 @@ const (
 // maxName is the longest name of an image, in bytes.
 const maxName = 4096
 
-// mount is VerbMount. It returns the mount, or nil with NoGrant.
+// mount is VerbMount and VerbMountSigned. It returns the mount, or nil with NoGrant.
 func (k *keeper) mount(c *client, r *Request, files []*os.File, reply *Reply) (*os.File, *ServiceError) {
+	files, list := takeList(r, files)
 	switch {
-	case len(files) == 0 || r.Traces != len(files)-1 || r.Record < 0 || r.Record > r.Traces:
+	case len(files) == 0 || r.Traces != len(files)-1 || (list != nil) != (r.Do == VerbMountSigned) || r.Record < 0 || r.Record > r.Traces:
 		return nil, refuse(Invalid, "the descriptors are not those that the request speaks of")
 	case r.Offset < 0 || len(r.Image) > maxName || r.Attrs&^askAttrs != 0:
 		return nil, refuse(Invalid, "offset, name or attributes make no sense")
@@ -46,6 +47,9 @@ func (k *keeper) mount(c *client, r *Request, files []*os.File, reply *Reply) (*
 	}
 	o, refused := vet(files[0], c.user.UID, k.cfg.Own)
 	if refused != nil {
+		return nil, refused
+	}
+	if refused = k.mayServe(r, &o, list, c.user.UID); refused != nil {
 		return nil, refused
 	}
 	o.offset = r.Offset
@@ -59,7 +63,7 @@ func (k *keeper) mount(c *client, r *Request, files []*os.File, reply *Reply) (*
 		return nil, k.asRefusal(err)
 	}
 	for again := false; ; again = true {
-		t := ticket{c: c, r: r, files: files, loose: o.loose}
+		t := ticket{c: c, r: r, files: files, list: list, loose: o.loose}
 		err := k.enter(ctx, &t, o, view)
 		if err == nil {
 			var out *os.File
@@ -83,6 +87,16 @@ func (k *keeper) mount(c *client, r *Request, files []*os.File, reply *Reply) (*
 	}
 }
 
+// takeList takes the list of hashes out of the descriptors that came with r; nil if there is none. The rest is a part of
+// files: what is taken away of it later is taken away there too.
+func takeList(r *Request, files []*os.File) (rest []*os.File, list *os.File) {
+	if r.Do != VerbMountSigned || len(files) < 2 {
+		return files, nil
+	}
+	files[0], files[1] = files[1], files[0]
+	return files[1:], files[0]
+}
+
 // superblock has the server read the image's superblock from this descriptor: what it shows is what its owner may read.
 func (k *keeper) superblock(ctx context.Context, c *client, file *os.File, offset int64) (string, error) {
 	for again := false; ; again = true {
@@ -102,6 +116,7 @@ type ticket struct {
 	c     *client
 	r     *Request
 	files []*os.File // what came with r; those that were taken are nil
+	list  *os.File   // of the hashes of a signed image, nil of others
 	img   *image
 	loose bool // see opened
 	had   bool // the client had a reference to it before
@@ -140,7 +155,11 @@ func (k *keeper) enter(ctx context.Context, t *ticket, o opened, view viewKey) e
 // start begins to make a new image, which nobody's end ends.
 func (k *keeper) start(t *ticket) error {
 	file, err := reopen(t.files[0])
+	if err == nil && t.list != nil {
+		t.img.list, err = dup(t.list)
+	}
 	if err != nil {
+		t.img.file = file // nil if it could not be opened
 		k.abandon(t.img, err)
 		return err
 	}

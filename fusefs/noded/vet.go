@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/sqfs/signed"
 )
 
 // identity says which image a descriptor has open. What it says comes from the kernel without asking the file system,
@@ -20,6 +23,7 @@ type identity struct {
 	nsec          uint32
 	offset        int64
 	superblock    string
+	signed        string // the signed.Statement that it is read by, in text; "": it is not signed
 }
 
 // opened is a file that a client passed.
@@ -28,6 +32,7 @@ type opened struct {
 	// loose: its file system may say of any file what it likes (FUSE), or other things at other times (overlay). What is
 	// read from it is shown to nobody else.
 	loose bool
+	owner uint32 // of the file
 }
 
 func refuse(code Code, format string, args ...any) *ServiceError {
@@ -71,8 +76,51 @@ func vet(f *os.File, user uint32, own bool) (opened, *ServiceError) {
 	if fs.users && !own && user != 0 {
 		return opened{}, refuseFUSE()
 	}
-	o.loose = fs.loose
+	o.loose, o.owner = fs.loose, st.Uid
 	return o, nil
+}
+
+// mayServe refuses what the site does not let users have served, and says by what the image is to be read. list is the
+// descriptor that came with a signature, nil of others. It never waits: the list is in memory.
+func (k *keeper) mayServe(r *Request, o *opened, list *os.File, user uint32) *ServiceError {
+	limited := !k.cfg.Own && user != 0
+	if limited && k.cfg.Owners != nil && !slices.Contains(k.cfg.Owners, o.owner) {
+		return refuse(Denied, "only images of some users may be run here")
+	}
+	if r.Do != VerbMountSigned {
+		if limited && k.cfg.Keys != nil {
+			return refuse(Denied, "only signed images may be run here")
+		}
+		return nil
+	}
+	sig, err := signed.Parse([]byte(r.Signature))
+	if err != nil {
+		return refuse(Invalid, "%s", err)
+	}
+	if limited && k.cfg.Keys != nil {
+		if _, err = sig.Verify(k.cfg.Keys); err != nil {
+			return refuse(Denied, "%s", err)
+		}
+	}
+	if !sealed(list, sig.ListSize()) {
+		return refuse(Invalid, "the list of hashes must be a sealed file in memory, of the length that the signature says")
+	}
+	o.signed = sig.Statement.String()
+	return nil
+}
+
+// sealed reports whether nobody can change a file, which is in memory then, and has size bytes.
+func sealed(f *os.File, size int64) bool {
+	const want = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
+	seals := 0
+	var st unix.Stat_t
+	err := withFD(f, func(fd int) (err error) {
+		if seals, err = unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0); err == nil {
+			err = unix.Fstat(fd, &st)
+		}
+		return err
+	})
+	return err == nil && seals&want == want && st.Size == size
 }
 
 func refuseFUSE() *ServiceError {

@@ -118,13 +118,9 @@ func makeLab() (*lab, error) {
 	return l, err
 }
 
-// build makes the binary, of a version if one is given.
-func build(to, version string) error {
-	argv := []string{"build", "-o", to}
-	if version != "" {
-		argv = append(argv, "-ldflags", "-X main.version="+version)
-	}
-	cmd := exec.Command("go", append(argv, "..")...)
+// build makes the binary, with flags of the linker: "-X main.version=…".
+func build(to, ldflags string) error {
+	cmd := exec.Command("go", "build", "-o", to, "-ldflags", ldflags, "..")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build squire: %w\n%s", err, out)

@@ -192,7 +192,7 @@ func TestStormUpgrade(t *testing.T) {
 	for _, managed := range []bool{false, true} {
 		t.Run(fmt.Sprintf("managed=%t", managed), func(t *testing.T) {
 			other := filepath.Join(l.dir, "squire-other")
-			if err := build(other, "upgraded"); err != nil {
+			if err := build(other, "-X main.version=upgraded"); err != nil {
 				t.Fatal(err)
 			}
 			var d *daemon

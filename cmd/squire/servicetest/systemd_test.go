@@ -321,7 +321,7 @@ func (m *machine) tellLogs() {
 func TestSystemd(t *testing.T) {
 	l := newLab(t, "unshare", "nsenter", "setpriv", "pivot_root", "systemctl", "journalctl")
 	newer := filepath.Join(l.mkdir(t, root), "squire")
-	if err := build(newer, "9.9.9-newer"); err != nil {
+	if err := build(newer, "-X main.version=9.9.9-newer"); err != nil {
 		t.Fatal(err)
 	}
 	m := l.boot(t)

@@ -256,13 +256,18 @@ func (c *Client) Superblock(user uint32, file *os.File, offset int64) (string, e
 	return p.Info.Superblock, nil
 }
 
-// Open has the server understand an image, and keep it until its mount has ended, or Forget. Files stay the caller's.
-func (c *Client) Open(img Image, file *os.File, traces []*os.File) (Info, error) {
-	if img.ID == 0 || len(traces) > wire.MaxFiles-1 {
-		return Info{}, fmt.Errorf("%s: an image needs an id, and has at most %d traces", img.Name, wire.MaxFiles-1)
+// Open has the server understand an image, and keep it until its mount has ended, or Forget. list has the hashes of one
+// that is signed, nil of others. Files stay the caller's.
+func (c *Client) Open(img Image, file, list *os.File, traces []*os.File) (Info, error) {
+	if img.ID == 0 || len(traces) > wire.MaxFiles-2 || (list != nil) != (img.Signed != "") {
+		return Info{}, fmt.Errorf("%s: an image needs an id, its hashes if it is signed, and has at most %d traces", img.Name, wire.MaxFiles-2)
 	}
 	img.Traces = len(traces)
-	p, err := c.call(&request{Do: verbOpen, Image: img}, c.timeout, append([]*os.File{file}, traces...)...)
+	files := []*os.File{file}
+	if list != nil {
+		files = append(files, list)
+	}
+	p, err := c.call(&request{Do: verbOpen, Image: img}, c.timeout, append(files, traces...)...)
 	if err != nil {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			c.Forget(img.ID)

@@ -54,7 +54,7 @@ func testHostile(t *testing.T, n *node, img *hostile.Image) {
 	defer file.Close()
 	n.last++
 	m := &mounted{Image: Image{ID: n.last, Name: img.Name, Restrict: true}, file: file}
-	_, err = n.server.Open(m.Image, file, nil)
+	_, err = n.server.Open(m.Image, file, nil, nil)
 	var refused *ImageError
 	switch {
 	case errors.As(err, &refused):

@@ -12,12 +12,14 @@ import (
 	"github.com/squirefs/squire/fusefs"
 	"github.com/squirefs/squire/fusefs/record"
 	"github.com/squirefs/squire/sqfs"
+	"github.com/squirefs/squire/sqfs/signed"
 )
 
 // image is one that is being opened, open, or served.
 type image struct {
 	Image
 	file   *os.File // closed by whom it is opened, until that is done, and then by whoever drops it
+	list   *os.File // of the hashes of a signed one, until it is opened; nil of others
 	traces []*os.File
 	steady *fusefs.Steady
 	source *fusefs.Source
@@ -73,7 +75,7 @@ func (i *image) close() {
 	if i.sqfs != nil {
 		i.sqfs.Close() // gives back its part of the budget
 	}
-	go closeAll(append(i.traces, i.file))
+	go closeAll(append(i.traces, i.list, i.file))
 }
 
 // superblockSize is that of squashfs 4.0 (squashfs_fs.h: struct squashfs_super_block).
@@ -111,12 +113,19 @@ func refused(err error) error {
 // open opens an image. It has its place from the beginning, so that it can be forgotten meanwhile.
 func (p *process) open(r *request, files []*os.File) {
 	i := &image{Image: r.Image}
-	if r.Image.Traces < 0 || len(files) != 1+r.Image.Traces {
+	signed := 0
+	if r.Image.Signed != "" {
+		signed = 1
+	}
+	if r.Image.Traces < 0 || len(files) != 1+signed+r.Image.Traces {
 		go closeAll(files)
-		p.reply(refusal(r, errors.New("want one image file, and its traces")))
+		p.reply(refusal(r, errors.New("want one image file, its hashes if it is signed, and its traces")))
 		return
 	}
-	i.file, i.traces = files[0], files[1:]
+	i.file, i.traces = files[0], files[1+signed:]
+	if signed > 0 {
+		i.list = files[1]
+	}
 	err := p.add(i)
 	if err == nil {
 		err = p.enter(i.User)
@@ -213,11 +222,17 @@ func (p *process) understand(i *image) (err error) {
 		return fmt.Errorf("offset %d lies outside of the file's %d bytes", i.Offset, size)
 	}
 	i.source = fusefs.NewSource(i.steady)
+	reader := io.ReaderAt(i.source)
+	if i.Signed != "" {
+		if reader, err = signed.Open(i.source, size, i.Signed, i.list); err != nil {
+			return err
+		}
+	}
 	raw := make([]byte, superblockSize)
-	if _, err = i.source.ReadAt(raw, i.Offset); err != nil && !errors.Is(err, io.EOF) {
+	if _, err = reader.ReadAt(raw, i.Offset); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	i.sqfs, err = sqfs.New(i.source, size-i.Offset, &sqfs.Options{Offset: i.Offset, Metadata: p.metadata})
+	i.sqfs, err = sqfs.New(reader, size-i.Offset, &sqfs.Options{Offset: i.Offset, Metadata: p.metadata})
 	if err != nil {
 		return err
 	}

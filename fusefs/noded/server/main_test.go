@@ -113,7 +113,7 @@ func (n *node) restart() {
 	n.awaitEnd()
 	n.start()
 	for _, m := range n.mounts {
-		if _, err := n.server.Open(m.Image, m.file, nil); err != nil {
+		if _, err := n.server.Open(m.Image, m.file, nil, nil); err != nil {
 			n.t.Fatal(err)
 		}
 		if _, err := n.server.Serve(m.ID, m.device, m.info.Init); err != nil {
@@ -134,7 +134,7 @@ func (n *node) mount(image string, changed func(*Image), traces ...*os.File) *mo
 	if changed != nil {
 		changed(&m.Image)
 	}
-	if m.info, err = n.server.Open(m.Image, file, traces); err != nil {
+	if m.info, err = n.server.Open(m.Image, file, nil, traces); err != nil {
 		n.t.Fatal(err)
 	}
 	n.attach(m)

@@ -30,7 +30,7 @@ type verb int
 // What is asked of the process, with the descriptors that go along.
 const (
 	verbSuperblock verb = iota + 1 // the image file
-	verbOpen                       // the image file, then Image.Traces files
+	verbOpen                       // the image file, if Image.Signed its list of hashes, then Image.Traces files
 	verbServe                      // the device
 	verbForget                     // number 0
 	verbCommon                     // number 0
@@ -71,6 +71,7 @@ func (r *request) Fields(c *wire.Coder) {
 	}
 	c.Bool(&i.IDMap)
 	octets(c, &i.Init)
+	wire.String(c, &i.Signed)
 	wire.Int(c, &i.Traces)
 	wire.Int(c, &i.Record)
 	c.Bool(&r.Resume)

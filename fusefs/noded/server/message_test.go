@@ -75,7 +75,7 @@ func TestStatsOfMany(t *testing.T) {
 	m := n.mount(image, nil)
 	const images = 2000
 	for k := range images {
-		if _, err := n.server.Open(Image{ID: uint64(10 + k)}, m.file, nil); err != nil {
+		if _, err := n.server.Open(Image{ID: uint64(10 + k)}, m.file, nil, nil); err != nil {
 			t.Fatal(err)
 		}
 	}

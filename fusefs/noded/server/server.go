@@ -31,8 +31,10 @@ type Image struct {
 	Owner    *fusefs.Owner // shown for every file; nil: the image's
 	IDMap    bool          // INIT asks for idmapped mounts
 	Init     []byte        // Info.Init of the server that has served its mount before; nil: nobody has
-	Traces   int           // files that may have its trace
-	Record   int           // the one of them, from 1 on, to be written if none has one; 0: none
+	// Signed is the signed.Statement that what is read of it must agree with, in text; "": it is read as it is.
+	Signed string
+	Traces int // files that may have its trace
+	Record int // the one of them, from 1 on, to be written if none has one; 0: none
 }
 
 // Info is what the server found out about an image.

@@ -74,7 +74,7 @@ func TestHungStorage(t *testing.T) {
 	waiting.begin()
 	n.server.timeout = time.Second
 	for k := range maxUserWaiting + 3 {
-		_, err = n.server.Open(Image{ID: uint64(1000 + k), User: 1000, Name: "hung"}, file, nil)
+		_, err = n.server.Open(Image{ID: uint64(1000 + k), User: 1000, Name: "hung"}, file, nil, nil)
 		want := "its storage does not answer"
 		if k >= maxUserWaiting {
 			want = "too many"
@@ -105,7 +105,7 @@ func TestHungStorage(t *testing.T) {
 		t.Errorf("who waited: %s", got)
 	}
 	eventually(t, "those who were abandoned to be done", func() bool {
-		_, err = n.server.Open(Image{ID: 2000, User: 1000}, file, nil)
+		_, err = n.server.Open(Image{ID: 2000, User: 1000}, file, nil, nil)
 		return err == nil
 	})
 	stats, err := n.server.Stats()
@@ -188,14 +188,14 @@ func TestOpenRefused(t *testing.T) {
 		"without id": {Image{}, file, "id"},
 		"closed":     {Image{ID: 1}, os.NewFile(1<<20, "closed"), "bad file"},
 	} {
-		if _, err := n.server.Open(tt.image, tt.file, nil); err == nil || !strings.Contains(err.Error(), tt.want) {
+		if _, err := n.server.Open(tt.image, tt.file, nil, nil); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v, want %q", name, err, tt.want)
 		}
 	}
-	if _, err := n.server.Open(Image{ID: 7}, file, nil); err != nil {
+	if _, err := n.server.Open(Image{ID: 7}, file, nil, nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.server.Open(Image{ID: 7}, file, nil); err == nil {
+	if _, err := n.server.Open(Image{ID: 7}, file, nil, nil); err == nil {
 		t.Error("one id twice")
 	}
 	n.server.Forget(7)
@@ -203,13 +203,13 @@ func TestOpenRefused(t *testing.T) {
 	if _, err := n.server.Serve(7, null, nil); err == nil {
 		t.Error("what was forgotten is served")
 	}
-	if _, err := n.server.Open(Image{ID: 7}, file, nil); err != nil {
+	if _, err := n.server.Open(Image{ID: 7}, file, nil, nil); err != nil {
 		t.Error(err)
 	}
 	if _, err := n.server.Serve(7, null, nil); err == nil {
 		t.Error("/dev/null is served")
 	}
-	if _, err := n.server.Open(Image{ID: 7}, file, nil); err != nil {
+	if _, err := n.server.Open(Image{ID: 7}, file, nil, nil); err != nil {
 		t.Errorf("after it was not served: %v", err)
 	}
 }
@@ -281,7 +281,7 @@ func TestChanged(t *testing.T) {
 	if got := newReader(t, m).read(); got != digest {
 		t.Fatal(got)
 	}
-	if _, err := n.server.Open(same.Image, same.file, nil); err == nil {
+	if _, err := n.server.Open(same.Image, same.file, nil, nil); err == nil {
 		t.Error("one id twice")
 	}
 	if err := os.Chtimes(image, time.Now(), time.Now().Add(time.Hour)); err != nil {
@@ -301,7 +301,7 @@ func TestChanged(t *testing.T) {
 		for _, m := range []*mounted{m, same} {
 			again := m.Image
 			again.Init = m.info.Init
-			if _, err := n.server.Open(again, m.file, nil); err != nil {
+			if _, err := n.server.Open(again, m.file, nil, nil); err != nil {
 				t.Fatal(err)
 			}
 			info, err := n.server.Serve(m.ID, m.device, m.info.Init)
@@ -325,7 +325,7 @@ func TestChanged(t *testing.T) {
 	n.start()
 	again := same.Image
 	again.Init = same.info.Init
-	if _, err := n.server.Open(again, same.file, nil); err != nil {
+	if _, err := n.server.Open(again, same.file, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := n.server.Serve(same.ID, same.device, same.info.Init); err != nil {

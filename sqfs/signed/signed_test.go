@@ -1,0 +1,308 @@
+package signed_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/squirefs/squire/sqfs/signed"
+	"github.com/squirefs/squire/sqfs/signed/signedtest"
+)
+
+// content is what an image might be, of n bytes.
+func content(n int) []byte {
+	b := make([]byte, n)
+	src := rand.NewChaCha8([32]byte{7})
+	_, _ = src.Read(b)
+	return b
+}
+
+func hash(t *testing.T, b []byte) (*signed.Statement, []byte) {
+	t.Helper()
+	s, list, err := signed.Hash(bytes.NewReader(b), int64(len(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, list
+}
+
+func TestSignature(t *testing.T) {
+	s, _ := hash(t, content(300_000))
+	key, other := signedtest.New("release"), signedtest.New("other")
+	head := key.Head(s.String())
+	sig, err := signed.Parse(append([]byte(head), "the list"...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sig.Statement != *s || sig.Head != head {
+		t.Errorf("parsed %+v of %q", sig.Statement, sig.Head)
+	}
+	by, err := sig.Verify([]signed.Key{other.Public(t), key.Public(t)})
+	if err != nil || !strings.HasSuffix(by.String(), " release") || !strings.HasPrefix(by.String(), "SHA256:") {
+		t.Errorf("verified: %v, %v", by, err)
+	}
+	if _, err = sig.Verify([]signed.Key{other.Public(t)}); err == nil || !strings.Contains(err.Error(), "another key") {
+		t.Errorf("with another key: %v", err)
+	}
+	if _, err = sig.Verify(nil); err == nil {
+		t.Error("without keys it is verified")
+	}
+}
+
+// TestForged tries heads that say more or other than what was signed.
+func TestForged(t *testing.T) {
+	s, _ := hash(t, content(300_000))
+	key := signedtest.New("release")
+	keys := []signed.Key{key.Public(t)}
+	text, armor := s.String(), key.Armor(s.String(), signed.Namespace)
+	if _, err := mustParse(t, text+armor).Verify(keys); err != nil {
+		t.Fatal(err)
+	}
+	larger := strings.Replace(text, "size 300000", "size 300001", 1)
+	for name, head := range map[string]string{
+		"another size":        larger + armor,
+		"another hash":        text[:len(text)-3] + flip(text[len(text)-3:len(text)-1]) + "\n" + armor,
+		"upper case":          strings.ToUpper(text) + armor,
+		"a plus":              strings.Replace(text, "size ", "size +", 1) + armor,
+		"zeros":               strings.Replace(text, "size ", "size 0", 1) + armor,
+		"a line more":         text + "size 5\n" + armor,
+		"carriage returns":    strings.ReplaceAll(text, "\n", "\r\n") + armor,
+		"another namespace":   text + key.Armor(text, "file"),
+		"a signature of else": text + key.Armor("else", signed.Namespace),
+		"no armor":            text,
+		"no end":              text + strings.TrimSuffix(armor, "SIGNATURE-----\n"),
+		"end before begin":    endOf(armor) + text + armor,
+		"no statement":        armor,
+		"not base64":          text + strings.Replace(armor, "U1NI", "!!!!", 1),
+		"cut":                 text + strings.Replace(armor, "U1NI", "", 1),
+		"behind the bound":    text + strings.Replace(armor, "U1NI", strings.Repeat("\n", signed.MaxHead)+"U1NI", 1),
+		"tiny blocks":         key.Head((&signed.Statement{Size: 5, Block: 1}).String()),
+		"odd blocks":          key.Head((&signed.Statement{Size: 5, Block: 5000}).String()),
+		"an endless list":     key.Head((&signed.Statement{Size: 1 << 40, Block: 4096}).String()),
+		"negative":            key.Head((&signed.Statement{Size: -1, Block: 4096}).String()),
+	} {
+		sig, err := signed.Parse([]byte(head))
+		if err != nil {
+			continue
+		}
+		if _, err = sig.Verify(keys); err == nil {
+			t.Errorf("%s: is taken", name)
+		}
+	}
+}
+
+func mustParse(t *testing.T, head string) *signed.Signature {
+	t.Helper()
+	sig, err := signed.Parse([]byte(head))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sig
+}
+
+// flip returns two other digits.
+func flip(digits string) string {
+	if digits == "00" {
+		return "11"
+	}
+	return "00"
+}
+
+func endOf(armor string) string { return armor[strings.Index(armor, "-----END"):] }
+
+func TestParseKey(t *testing.T) {
+	line := signedtest.New("a name").Line
+	if key, err := signed.ParseKey(line); err != nil || key.Comment != "a name" {
+		t.Errorf("%q: %v, %v", line, key, err)
+	}
+	for _, line := range []string{
+		"", "ssh-ed25519", "ssh-rsa AAAA", "ssh-ed25519 AAAA", "ssh-ed25519 !",
+		strings.Replace(line, "AAAAC3", "AAAAD3", 1), line[:40],
+	} {
+		if _, err := signed.ParseKey(line); err == nil {
+			t.Errorf("%q is taken for a key", line)
+		}
+	}
+}
+
+// TestReader reads in pieces of all kinds, and after each byte of the image was changed.
+func TestReader(t *testing.T) {
+	image := content(3*128<<10 + 777)
+	s, list := hash(t, image)
+	r, err := signed.NewReader(bytes.NewReader(image), int64(len(image)), s, list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 2000 {
+		off, n := random.IntN(len(image)+10), random.IntN(300_000)
+		if random.IntN(3) == 0 {
+			off &^= 128<<10 - 1
+		}
+		p := make([]byte, n)
+		got, err := r.ReadAt(p, int64(off))
+		want := min(n, max(0, len(image)-off))
+		if got != want || !bytes.Equal(p[:got], image[min(off, len(image)):][:want]) || (err == nil) != (got == n) || err != nil && !errors.Is(err, io.EOF) {
+			t.Fatalf("read %d bytes at %d: %d, %v", n, off, got, err)
+		}
+	}
+	if err = r.Check(); err != nil {
+		t.Errorf("check: %v", err)
+	}
+	if _, err = r.ReadAt(make([]byte, 1), -1); err == nil {
+		t.Error("a negative offset is read")
+	}
+}
+
+// altering is an image in which a byte is another from some time on.
+type altering struct {
+	image []byte
+	at    int
+}
+
+func (a *altering) ReadAt(p []byte, off int64) (int, error) {
+	n, err := bytes.NewReader(a.image).ReadAt(p, off)
+	if i := int64(a.at) - off; a.at >= 0 && i >= 0 && i < int64(n) {
+		p[i] ^= 1
+	}
+	return n, err
+}
+
+func TestAltered(t *testing.T) {
+	image := content(2*128<<10 + 5000)
+	s, list := hash(t, image)
+	for _, at := range []int{0, 1, 128<<10 - 1, 128 << 10, 200_000, len(image) - 1} {
+		src := &altering{image, -1}
+		r, err := signed.NewReader(src, int64(len(image)), s, list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err = r.Check(); err != nil {
+			t.Fatalf("before: %v", err)
+		}
+		src.at = at
+		if err = r.Check(); !errors.Is(err, signed.ErrAltered) {
+			t.Errorf("byte %d: check: %v", at, err)
+		}
+		for _, read := range [][2]int{{at, 1}, {0, len(image)}, {at &^ (128<<10 - 1), 128 << 10}, {max(at-100, 0), 200}} {
+			p := make([]byte, read[1])
+			if n, err := r.ReadAt(p, int64(read[0])); !errors.Is(err, signed.ErrAltered) || n != 0 {
+				t.Errorf("byte %d: read %v: %d bytes, %v", at, read, n, err)
+			}
+		}
+	}
+}
+
+func TestNewReaderRefuses(t *testing.T) {
+	image := content(200_000)
+	s, list := hash(t, image)
+	bad := bytes.Clone(list)
+	bad[33] ^= 1
+	for name, tt := range map[string]struct {
+		size int64
+		list []byte
+	}{
+		"longer file":  {200_001, list},
+		"shorter file": {199_999, list},
+		"another list": {200_000, bad},
+		"shorter list": {200_000, list[:32]},
+		"longer list":  {200_000, append(bytes.Clone(list), list...)},
+		"no list":      {200_000, nil},
+	} {
+		if _, err := signed.NewReader(bytes.NewReader(image), tt.size, s, tt.list); !errors.Is(err, signed.ErrAltered) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// A file that is cut later is an error, not the end.
+	r, err := signed.NewReader(bytes.NewReader(image[:150_000]), 200_000, s, list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.ReadAt(make([]byte, 10), 190_000); err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("read behind a cut: %v", err)
+	}
+}
+
+func TestHashRefuses(t *testing.T) {
+	for _, size := range []int64{0, -1, signed.MaxSize + 1} {
+		if _, _, err := signed.Hash(bytes.NewReader(nil), size); err == nil {
+			t.Errorf("%d bytes: no error", size)
+		}
+	}
+	if _, _, err := signed.Hash(bytes.NewReader(make([]byte, 10)), 11); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("a file that is cut meanwhile: %v", err)
+	}
+}
+
+// TestOpenSSH has OpenSSH make a signature, and verify one of ours.
+func TestOpenSSH(t *testing.T) {
+	keygen, err := exec.LookPath("ssh-keygen")
+	if err != nil {
+		t.Skip("needs ssh-keygen (openssh-client)")
+	}
+	dir := t.TempDir()
+	run := func(stdin string, args ...string) string {
+		t.Helper()
+		cmd := exec.Command(keygen, args...)
+		cmd.Dir, cmd.Stdin = dir, strings.NewReader(stdin)
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("ssh-keygen %v: %v", args, err)
+		}
+		return string(out)
+	}
+	run("", "-q", "-t", "ed25519", "-N", "", "-C", "build", "-f", "key")
+	line, err := os.ReadFile(filepath.Join(dir, "key.pub"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, _ := hash(t, content(1000))
+	sig, err := signed.Parse([]byte(s.String() + run(s.String(), "-Y", "sign", "-n", signed.Namespace, "-f", "key")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := signed.ParseKey(string(line))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if by, err := sig.Verify([]signed.Key{*key}); err != nil || by.Comment != "build" {
+		t.Errorf("OpenSSH's signature: %v, %v", by, err)
+	}
+	ours := signedtest.New("ours")
+	for name, text := range map[string]string{"sig": ours.Armor(s.String(), signed.Namespace), "allowed": "ours " + ours.Line + "\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out := run(s.String(), "-Y", "verify", "-n", signed.Namespace, "-f", "allowed", "-I", "ours", "-s", "sig"); !strings.Contains(out, "Good") {
+		t.Errorf("our signature: %s", out)
+	}
+}
+
+// FuzzParse: whatever the head says, it is one that says the same again, and is within bounds.
+func FuzzParse(f *testing.F) {
+	key := signedtest.New("release")
+	good := key.Head((&signed.Statement{Size: 5, Block: 4096}).String())
+	for _, s := range []string{good, good[:100], "", strings.Replace(good, "U1NI", "AAAA", 1)} {
+		f.Add([]byte(s))
+	}
+	public, _ := signed.ParseKey(key.Line)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		sig, err := signed.Parse(b)
+		if err != nil {
+			return
+		}
+		if !strings.HasPrefix(sig.Head, sig.Statement.String()) || len(sig.Head) > signed.MaxHead || sig.ListSize() > 16<<20 {
+			t.Errorf("%q is taken for %+v", b, sig.Statement)
+		}
+		if _, err := sig.Verify([]signed.Key{*public}); err == nil && sig.Statement.String() != good[:len(sig.Statement.String())] {
+			t.Errorf("%q is verified", b)
+		}
+	})
+}
