@@ -344,7 +344,7 @@ func TestHoldInitOutOfReach(t *testing.T) {
 // An entrypoint has no more rights than a command, and the init stage has its own still.
 func TestHoldEntrypoint(t *testing.T) {
 	forUsers(t, func(t *testing.T, w who, root string) {
-		entry := "#!/bin/sh\nexport FOUND=\"$(grep -c '^CapEff:.0*$' /proc/self/status) $(grep -c '^Seccomp:.2' /proc/self/status)\"\ncd /opt\nexec \"$@\"\n"
+		entry := "#!/bin/sh\nexport FOUND=\"$(grep -c '^Cap[A-Z][a-z]*:.0*$' /proc/self/status) $(grep -c -e '^Seccomp:.2' -e '^NoNewPrivs:.1' /proc/self/status)\"\ncd /opt\nexec \"$@\"\n"
 		if err := os.WriteFile(root+"/bin/entry", []byte(entry), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -352,9 +352,9 @@ func TestHoldEntrypoint(t *testing.T) {
 			t.Fatal(err)
 		}
 		h := startHolder(t, w, Spec{Dir: root, Image: root, Entrypoint: true, Mounts: []Mount{{Source: "/dev/null", Target: "/dev/gpu0"}}})
-		want := "FOUND=1 1"
+		want := "FOUND=5 2" // all sets are empty
 		if w.uid == 0 {
-			want = "FOUND=0 1"
+			want = "FOUND=2 2" // root's inheritable and ambient ones are, too
 		}
 		if h.Error != "" || !slices.Contains(h.Environ, want) || h.Workdir != "/opt" {
 			t.Errorf("got %+v, want %s", h.heldText, want)
