@@ -274,6 +274,66 @@ func TestExecRefused(t *testing.T) {
 	})
 }
 
+// dialerName is a client of a container that does not look at whom it talks to, as "squire exec" does. Its argument is the
+// process id of a runner.
+const dialerName = "squire-test-dialer"
+
+func testDialer() int {
+	pid, err := strconv.Atoi(os.Args[1])
+	if err != nil {
+		return fail(ExitFailed, err)
+	}
+	conn, err := net.DialUnix("unix", nil, controlName(pid))
+	if err != nil {
+		return fail(ExitFailed, err)
+	}
+	_ = sendFiles(conn, &execRequest{Command: []string{"/bin/sh", "-c", "echo ran"}}, os.Stdin, os.Stdout, os.Stderr) // it may be closed
+	var reply execReply
+	_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err = readFiles(conn, &reply, 1); errors.Is(err, os.ErrDeadlineExceeded) {
+		return fail(ExitFailed, err)
+	}
+	if err == nil {
+		_ = readMessage(conn, &reply) // the command has ended, and said what it had to say
+	}
+	fmt.Printf("replied %v\n", err == nil)
+	return 0
+}
+
+// The container itself refuses who may not enter, whatever the client does: another user, and who is in another user
+// namespace, as what is in a container is. (CVE-2016-9962)
+func TestExecImpudentClient(t *testing.T) {
+	forUsers(t, func(t *testing.T, w who, root string) {
+		runnerPID, _ := background(t, w, Spec{Dir: root})
+		dialer := func(w who) *exec.Cmd {
+			cmd := executor(w, runnerPID)
+			cmd.Args[0] = dialerName
+			return cmd
+		}
+		if r := execute(t, dialer(w)); r != (result{out: "ran\nreplied true\n"}) {
+			t.Fatalf("who may enter: %+v", r)
+		}
+		refused := result{out: "replied false\n"}
+		if os.Getuid() == 0 {
+			if r := execute(t, dialer(who{"other", plainUID + 1})); r != refused {
+				t.Errorf("another user: %+v", r)
+			}
+		}
+		cmd := dialer(w)
+		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWUSER
+		ids := []syscall.SysProcIDMap{{ContainerID: w.uid, HostID: w.uid, Size: 1}}
+		cmd.SysProcAttr.UidMappings, cmd.SysProcAttr.GidMappings = ids, ids
+		if os.Getuid() == 0 {
+			cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(w.uid), Gid: uint32(w.uid), NoSetGroups: true}
+		} else {
+			cmd.SysProcAttr.GidMappings = nil
+		}
+		if r := execute(t, cmd); r != refused {
+			t.Errorf("in a user namespace: %+v", r)
+		}
+	})
+}
+
 // A client that sends nothing, nonsense or something else does no harm.
 func TestExecHostileClient(t *testing.T) {
 	forUsers(t, func(t *testing.T, w who, root string) {

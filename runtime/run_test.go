@@ -39,6 +39,8 @@ func TestMain(m *testing.M) {
 		os.Exit(testRunner())
 	case execName:
 		os.Exit(testExec())
+	case dialerName:
+		os.Exit(testDialer())
 	case holderName:
 		os.Exit(testHolder())
 	case probeName:
