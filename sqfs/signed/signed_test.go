@@ -306,3 +306,31 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// BenchmarkReadAt reads an image in memory in order: as data is read, in blocks, and as metadata is, in pieces.
+func BenchmarkReadAt(b *testing.B) {
+	image := content(64 << 20)
+	s, list, err := signed.Hash(bytes.NewReader(image), int64(len(image)))
+	if err != nil {
+		b.Fatal(err)
+	}
+	checked, err := signed.NewReader(bytes.NewReader(image), int64(len(image)), s, list)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, bb := range []struct {
+		name string
+		r    io.ReaderAt
+		n    int
+	}{{"blocks", checked, 128 << 10}, {"pieces", checked, 3 << 10}, {"unchecked", bytes.NewReader(image), 128 << 10}} {
+		b.Run(bb.name, func(b *testing.B) {
+			p := make([]byte, bb.n)
+			b.SetBytes(int64(bb.n))
+			for i := 0; b.Loop(); i++ {
+				if _, err := bb.r.ReadAt(p, int64(i*bb.n%(len(image)-bb.n))); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
