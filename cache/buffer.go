@@ -6,7 +6,7 @@ import "math/bits"
 type Buffer struct {
 	shard *shard
 	class int
-	mem   []byte // classSize(class) bytes
+	mem   []byte // classSize(class) bytes, and sqfs.ReadSlack
 	n     int    // of which the block fills n
 	key   key
 
@@ -35,7 +35,7 @@ func (b *Buffer) Release() {
 // Drop is Release for a block that is of no more use here, as the kernel's page cache has all of it now.
 func (b *Buffer) Drop() { b.shard.drop(b) }
 
-func (b *Buffer) size() int64 { return int64(len(b.mem)) }
+func (b *Buffer) size() int64 { return classSize(b.class) }
 
 func (b *Buffer) reset() { b.n, b.done, b.err = 0, nil, nil }
 

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"sync"
 	"time"
+
+	"github.com/squirefs/squire/sqfs"
 )
 
 // ErrPanic is what callers get that waited for a block whose decoder panicked.
@@ -164,7 +166,7 @@ func (s *shard) load(d Decoder, k key, b *Buffer) (*Buffer, error) {
 	err := ErrPanic // stays if ReadBlock does not return
 	defer func() { s.finish(k, b, err) }()
 	var n int
-	n, err = d.ReadBlock(b.mem[:k.block.Len], k.block)
+	n, err = d.ReadBlock(b.mem[:k.block.Len+sqfs.ReadSlack], k.block)
 	if err != nil {
 		return nil, err
 	}
@@ -244,7 +246,7 @@ func (s *shard) takeLocked(image uint64, n uint32) *Buffer {
 	}
 	list := s.free[class]
 	if len(list) == 0 {
-		return &Buffer{shard: s, class: class, mem: make([]byte, classSize(class))}
+		return &Buffer{shard: s, class: class, mem: make([]byte, classSize(class)+sqfs.ReadSlack)}
 	}
 	b := list[len(list)-1]
 	s.free[class] = list[:len(list)-1]

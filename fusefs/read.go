@@ -13,7 +13,7 @@ import (
 
 // Read answers READ through go-fuse, in the reply buffer that it offers.
 func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
-	n, code := f.read(in.NodeId, int64(in.Offset), buf)
+	n, code := f.read(in.NodeId, int64(in.Offset), buf[:len(buf):len(buf)])
 	if !code.Ok() {
 		return nil, code
 	}
@@ -21,7 +21,7 @@ func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResu
 }
 
 // read fills dst with the bytes of a file from off on and returns their number, less than len(dst) only at the end of
-// the file. It does not allocate once the metadata is cached and the block cache is full.
+// the file. Between len(dst) and cap(dst) it may write something. It does not allocate once the metadata is cached and the block cache is full.
 func (f *FS) read(node uint64, off int64, dst []byte) (int, fuse.Status) {
 	f.counts.read.Add(1)
 	f.reading.Add(1)
@@ -91,7 +91,7 @@ func (f *FS) readPieces(ino *sqfs.Inode, file *sqfs.File, off int64, dst []byte,
 			f.ahead.read(ino, i, &e.Block, i == first)
 		}
 		// The last piece is never handed off: this goroutine would only wait for it.
-		if n == len(dst) || !f.handOff(piece{ref: ino.Ref, dst: dst[:n], e: e, skip: skip, block: i, off: off}, handed) {
+		if n == len(dst) || !f.handOff(piece{ref: ino.Ref, dst: dst[:n:n], e: e, skip: skip, block: i, off: off}, handed) {
 			if err := f.readExtent(dst[:n], &e, skip, ino.Ref, off); err != nil {
 				return &failure{i, off, err}
 			}
@@ -162,7 +162,7 @@ func (f *FS) readWhole(dst []byte, b sqfs.Block) error {
 		}
 		return nil
 	}
-	n, err := f.needed.ReadBlock(dst, b)
+	n, err := f.needed.ReadBlock(dst[:min(cap(dst), len(dst)+sqfs.ReadSlack)], b)
 	if err == nil && n < len(dst) {
 		err = short(b, n)
 	}

@@ -8,6 +8,8 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/sqfs"
 )
 
 // A worker is a goroutine that answers requests, one at a time. It has a seat, of which there are maxReaders; if a request
@@ -152,7 +154,7 @@ func (t *transport) guardedLookup(h *fuse.InHeader, name string, out *fuse.Entry
 
 // answerRead answers READ without go-fuse, whose way costs four allocations.
 func (w *worker) answerRead(in *fuse.ReadIn) {
-	size := outHeaderSize + int(in.Size)
+	size := outHeaderSize + int(in.Size) + sqfs.ReadSlack
 	room := w.t.fs.roomForRead(size)
 	w.t.fs.guest.enter(room, w.t.dev.relay)
 	defer w.t.fs.guest.leave(room)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"iter"
 
+	"github.com/squirefs/squire/sqfs/internal/codec"
 	"github.com/squirefs/squire/sqfs/internal/disk"
 )
 
@@ -152,11 +153,15 @@ func (f *File) tail(n int) (Extent, error) {
 // ReadBlock reads block b, expands it into dst, which must have room for b.Len bytes,
 // and returns its length: exactly b.Len, but for fragment blocks at most that. For an
 // extent in a fragment block the caller compares Start + Len with it. What dst[:b.Len]
-// holds after an error is undefined. Nothing is cached; a block that is not stored is
-// read into a pooled buffer first.
+// holds after an error is undefined, and what a longer dst holds behind that is in any
+// case: with [ReadSlack] bytes more it is faster. Nothing is cached; a block that is not
+// stored is read into a pooled buffer first.
 func (img *Image) ReadBlock(dst []byte, b Block) (int, error) {
 	return img.ReadBlockInTurn(dst, b, nil)
 }
+
+// ReadSlack is how many bytes behind b.Len [Image.ReadBlock] has use for.
+const ReadSlack = codec.DecodeSlack
 
 // Turns are for programs that expand blocks of many images at the same time.
 type Turns interface {
@@ -173,7 +178,7 @@ func (img *Image) ReadBlockInTurn(dst []byte, b Block, turns Turns) (int, error)
 	if int64(b.Len) > int64(len(dst)) || b.Size > img.sb.BlockSize {
 		return 0, fmt.Errorf("read block of %d, expanded %d bytes into %d: %w", b.Size, b.Len, len(dst), fs.ErrInvalid)
 	}
-	dst = dst[:b.Len]
+	dst = dst[:b.Len:len(dst)]
 	if b.Size == 0 {
 		clear(dst)
 		return len(dst), nil

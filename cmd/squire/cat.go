@@ -99,7 +99,7 @@ func cat(w io.Writer, img *sqfs.Image, name string, ino *sqfs.Inode) error {
 	if f.NumBlocks() == 0 {
 		return nil
 	}
-	buf := make([]byte, img.Superblock().BlockSize)
+	buf := make([]byte, img.Superblock().BlockSize+sqfs.ReadSlack)
 	for e, err := range f.Extents(0) {
 		n := 0
 		if err == nil {

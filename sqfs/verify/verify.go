@@ -419,7 +419,7 @@ func (v *verification) count(n int64) {
 
 // work expands blocks.
 func (v *verification) work() {
-	buf := make([]byte, v.bs)
+	buf := make([]byte, v.bs+sqfs.ReadSlack)
 	for j := range v.jobs {
 		if v.ctx.Err() != nil {
 			continue

@@ -9,12 +9,16 @@ import (
 
 // A Decoder expands blocks. It is safe for concurrent use.
 type Decoder interface {
-	// Decode expands all of src into dst and returns how many bytes that made. It
-	// never writes past len(dst); a stream that holds more is an error, one that
-	// holds less is not. What dst holds after an error, and past the returned
-	// length, is undefined. src and dst must not overlap and are not kept.
+	// Decode expands all of src into dst and returns how many bytes that made: len(dst)
+	// at most; a stream that holds more is an error, one that holds less is not. What
+	// dst holds after an error, and past the returned length up to its capacity, is
+	// undefined. With a capacity of [DecodeSlack] more than the length some decoders are
+	// faster. src and dst must not overlap and are not kept.
 	Decode(dst, src []byte) (int, error)
 }
+
+// DecodeSlack is how much room behind its destination a [Decoder] has use for.
+const DecodeSlack = 16
 
 // An Encoder compresses blocks, one at a time. What it makes of a block depends on the
 // block alone, not on what it had before.

@@ -34,17 +34,27 @@ func block(t testing.TB, id uint16) []byte {
 // guard stands behind an output: nothing may write there.
 var guard = bytes.Repeat([]byte{0xa5}, 300)
 
-// decodeGuarded expands src into size bytes, and returns what that made.
+// decodeGuarded expands src into size bytes, with room behind them and without, and returns what that made.
 func decodeGuarded(t testing.TB, id uint16, src []byte, size int) ([]byte, error) {
 	t.Helper()
-	buf := make([]byte, size+len(guard))
-	copy(buf[size:], guard)
-	n, err := For(id).Decode(buf[:size], src)
+	out, err := decodeWithin(t, id, src, size, 0)
+	roomy, roomyErr := decodeWithin(t, id, src, size, DecodeSlack)
+	if !bytes.Equal(out, roomy) || (err == nil) != (roomyErr == nil) {
+		t.Fatalf("%d bytes, %v; with room behind them %d bytes, %v", len(out), err, len(roomy), roomyErr)
+	}
+	return out, err
+}
+
+// decodeWithin expands src into size bytes with some room behind them.
+func decodeWithin(t testing.TB, id uint16, src []byte, size, room int) ([]byte, error) {
+	t.Helper()
+	buf := append(make([]byte, size+room), guard...)
+	n, err := For(id).Decode(buf[:size:size+room], src)
 	if n < 0 || n > size {
 		t.Fatalf("%d bytes in %d, %v", n, size, err)
 	}
-	if !bytes.Equal(buf[size:], guard) {
-		t.Fatalf("wrote past %d bytes", size)
+	if !bytes.Equal(buf[size+room:], guard) {
+		t.Fatalf("wrote past %d bytes and room for %d", size, room)
 	}
 	return buf[:n], err
 }

@@ -17,13 +17,11 @@ type zstdDecoder struct{}
 // to support.
 const maxWindow = 8 << 20
 
-// The library's fast path wants room for zstdSlack bytes behind a block, 128 KiB at
-// most, that it expands; without it takes 1.35 times as long. Where that concerns all
-// of the output or much of it, the output goes to a buffer with that room first.
-const (
-	zstdSlack  = 16
-	zstdBounce = 512 << 10 // longer outputs lose less by the slow path than by the copy
-)
+// The library's fast path wants room for DecodeSlack bytes behind a block, 128 KiB at
+// most, that it expands; without it takes 1.35 times as long. Where there is none, and
+// that concerns all of the output or much of it, the output goes to a buffer with that
+// room first.
+const zstdBounce = 512 << 10 // longer outputs lose less by the slow path than by the copy
 
 // zstdState is what one running decoder needs. The decoder is for one call of DecodeAll
 // at a time; one without a stream has no goroutines.
@@ -51,8 +49,9 @@ func (zstdDecoder) Decode(dst, src []byte) (int, error) {
 }
 
 func (s *zstdState) decode(dst, src []byte) (int, error) {
-	buf := dst[:0:len(dst)]
-	if room := len(dst) + zstdSlack; len(dst) < zstdBounce {
+	room := len(dst) + DecodeSlack
+	buf := dst[:0:min(cap(dst), room)]
+	if cap(buf) < room && len(dst) < zstdBounce {
 		if cap(s.buf) < room {
 			s.buf = make([]byte, room)
 		}

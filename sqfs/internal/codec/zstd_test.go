@@ -25,12 +25,12 @@ func TestZstdSizes(t *testing.T) {
 	for _, size := range []int{1, 8192, 128 << 10, zstdBounce - 1, zstdBounce, 1 << 20} {
 		want := sample(size)
 		src := zstdEncode(t, want)
-		for _, room := range []int{0, 1, zstdSlack, 1000} {
+		for _, room := range []int{0, 1, DecodeSlack, 1000} {
 			if got, err := decodeGuarded(t, Zstd, src, size+room); err != nil || !bytes.Equal(got, want) {
 				t.Errorf("%d bytes with room for %d: %d, %v", size, room, len(got), err)
 			}
 		}
-		for _, short := range []int{1, zstdSlack, size} {
+		for _, short := range []int{1, DecodeSlack, size} {
 			if got, err := decodeGuarded(t, Zstd, src, max(0, size-short)); err == nil {
 				t.Errorf("%d bytes without room for %d: %d and no error", size, short, len(got))
 			}
