@@ -69,7 +69,7 @@ func (r *Report) facts(w io.Writer) {
 	fact("Machine", "%s, %s, %s of memory", r.Machine, r.Machine.Architecture, size(r.Machine.MemoryBytes))
 	fact("Measured", "%s, as %s, %s, in turns; CPU time from %s", r.Time, r.who(), plural(r.Rounds, "round"), r.CPUSource)
 	if len(r.Command) > 0 {
-		fact("Command", "%s", strings.Join(r.Command, " "))
+		fact("Command", "%s", quoted(r.Command))
 	}
 	for _, p := range r.Peers {
 		fact("Peer", "%s", peerFact(p))
@@ -94,7 +94,18 @@ func peerFact(p PeerInfo) string {
 	if len(p.Command) == 0 {
 		return text + ": the image unpacked; before a cold run the pages of its files are dropped, and come back from the disk"
 	}
-	return text + ": " + strings.Join(p.Command, " ")
+	return text + ": " + quoted(p.Command)
+}
+
+// quoted is a command line that a shell understands as it was.
+func quoted(words []string) string {
+	line := make([]string, len(words))
+	for i, w := range words {
+		if line[i] = w; w == "" || strings.ContainsAny(w, " \t\n'\"\\$`*?[]#~&|;<>(){}!") {
+			line[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+		}
+	}
+	return strings.Join(line, " ")
 }
 
 // htmlTable writes a table; ratio may be nil.

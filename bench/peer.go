@@ -110,7 +110,7 @@ func (b *comparison) findPeers() ([]Peer, error) {
 		}
 	}
 	if len(peers) == 0 {
-		return nil, errNoPeer
+		return nil, noPeer()
 	}
 	return peers, nil
 }
@@ -140,12 +140,19 @@ func (b *comparison) tryPeers(ctx context.Context) error {
 	}
 	// The directory by itself says nothing of mounts.
 	if !slices.ContainsFunc(b.peers, func(p Peer) bool { return len(p.Argv) > 0 || b.wanted(p) }) {
-		return errNoPeer
+		return noPeer()
 	}
 	return nil
 }
 
-var errNoPeer = errors.New("there is no peer to measure")
+// noPeer says that nothing can be measured, and to an ordinary user how it can be: in a namespace of the user's own FUSE
+// mounts without fusermount3, which may be missing, and which refuses who has no account.
+func noPeer() error {
+	if ordinary {
+		return errors.New("there is no peer to measure; without fusermount3, or without an account, try: unshare --map-root-user --mount squire bench")
+	}
+	return errors.New("there is no peer to measure")
+}
 
 var errNoFusermount = errors.New("an ordinary user mounts with fusermount3, which is not installed (package fuse3)")
 

@@ -140,3 +140,10 @@ func TestColors(t *testing.T) {
 		}
 	}
 }
+
+func TestQuoted(t *testing.T) {
+	words := []string{"squire", "bench", "--python", "import numpy, scipy.stats", "", "it's", "a=b"}
+	if got, want := quoted(words), `squire bench --python 'import numpy, scipy.stats' '' 'it'\''s' a=b`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}

@@ -65,8 +65,10 @@ Peers:
                  traces, those in the user's cache, where it records them too
 
 An ordinary user measures what needs no root: FUSE through fusermount3, Python in a
-user namespace. Files that are not readable for everybody are then left out. What
-cannot be measured is named and left out.
+user namespace. Where fusermount3 is missing, or refuses a user without an account,
+"unshare --map-root-user --mount squire bench …" does without it. Files that are
+not readable for everybody are then left out. What cannot be measured is named and
+left out.
 
 With --scaling, curves take the place of the workloads: what a read costs with 1 to
 64 readers at once, each point on a fresh mount.
