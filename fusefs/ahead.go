@@ -1,7 +1,6 @@
 package fusefs
 
 import (
-	"slices"
 	"sync"
 
 	"github.com/squirefs/squire/sqfs"
@@ -391,10 +390,6 @@ func (a *ahead) pass(b sqfs.Block, parts []part) {
 	if a.fs.storers == nil || !b.Fragment && a.askedFor(b) {
 		buf.Release() // whoever asked has it from here
 		return
-	}
-	// Those who read at the same time will have asked for the next parts before they are there.
-	if n := min(2*int(a.fs.reading.Load()), len(parts)); n > 2 {
-		parts = slices.Concat(parts[n:], parts[:n])
 	}
 	if !a.fs.storers.put(storeJob{buf: buf, parts: parts, keep: b.Fragment}, true) {
 		buf.Release()

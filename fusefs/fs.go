@@ -99,7 +99,8 @@ type FS struct {
 	latencies latencies
 	places    places
 	ahead     ahead
-	reading   atomic.Int32 // READs that are being answered
+	reading   atomic.Int32  // READs that are being answered
+	lastRead  atomic.Uint64 // sqfs.InodeRef of the file that was asked for last
 	noStoring atomic.Bool
 	bounds    bounds   // the usual ones, but in tests
 	storers   *storers // nil if there are none

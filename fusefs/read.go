@@ -54,6 +54,7 @@ func (f *FS) readFile(ino *sqfs.Inode, off int64, dst []byte) fuse.Status {
 	if err != nil {
 		return f.eioAt("read", ino.Ref, failure{-1, off, err})
 	}
+	f.lastRead.Store(uint64(ino.Ref))
 	var handed *pieces
 	failed := func() (failed *failure) {
 		// Deferred, as a panic must not give dst back to its pool while helpers write to it.

@@ -283,7 +283,10 @@ func (f *FS) store(fd int, j *storeJob) {
 	data, all := j.buf.Bytes(), true
 	var h notifyStore
 	header := (*[unsafe.Sizeof(h)]byte)(unsafe.Pointer(&h))[:]
-	for _, p := range j.parts {
+	for k, p := range j.parts {
+		if f.overtaken(j, k) {
+			continue // all is still true: whoever reads it has taken it from the block
+		}
 		n := p.storable(kernelClearsTails())
 		all = all && n == p.len
 		if n <= 0 || p.start < 0 || p.start+n > len(data) || f.noStoring.Load() {
@@ -309,6 +312,20 @@ func (f *FS) store(fd int, j *storeJob) {
 	} else {
 		j.buf.Release()
 	}
+}
+
+// overtaken reports whether part k of a job is of no use any more. Small files of a fragment are stored one after the
+// other, while several readers may be faster: what they have come to, or come to before it is there, they ask for anyway,
+// and they get further ahead of who stores for nothing.
+func (f *FS) overtaken(j *storeJob, k int) bool {
+	last, end := sqfs.InodeRef(f.lastRead.Load()), len(j.parts)-1
+	if !j.keep || end == 0 || last < j.parts[0].ref || last > j.parts[end].ref {
+		return false
+	}
+	if n := 2 * int(f.reading.Load()); n > 2 {
+		k -= n
+	}
+	return k < 0 || j.parts[k].ref < last || j.parts[k].ref == last && j.parts[k].off == 0
 }
 
 // quiet reports whether all requests of the device were taken, after waiting a moment for that. The pages of a READ that
