@@ -391,7 +391,7 @@ func (a *ahead) pass(b sqfs.Block, parts []part) {
 		buf.Release() // whoever asked has it from here
 		return
 	}
-	if !a.fs.storers.put(storeJob{buf: buf, parts: parts, keep: b.Fragment}, true) {
+	if !a.fs.storers.put(storeJob{buf: buf, parts: parts, keep: b.Fragment, ahead: !b.Fragment, block: b}, true) {
 		buf.Release()
 	}
 }

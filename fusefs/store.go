@@ -33,6 +33,8 @@ type storeJob struct {
 	buf   *cache.Buffer
 	parts []part
 	keep  bool // the block is of use here all the same
+	ahead bool // parts are the whole of one block of a file, which somebody may ask for before it is stored
+	block sqfs.Block
 }
 
 // part is a part of a block that belongs to a file.
@@ -280,6 +282,10 @@ const notifyStoreCode = 4
 
 // store puts the parts of a job into the page cache, and lets go of its block.
 func (f *FS) store(fd int, j *storeJob) {
+	if j.ahead && f.ahead.askedFor(j.block) {
+		j.buf.Release() // whoever asked has it from here
+		return
+	}
 	data, all := j.buf.Bytes(), true
 	var h notifyStore
 	header := (*[unsafe.Sizeof(h)]byte)(unsafe.Pointer(&h))[:]
