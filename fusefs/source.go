@@ -39,9 +39,19 @@ func (s *Source) ReadAt(p []byte, off int64) (int, error) {
 		return 0, errBacklog
 	}
 	s.Waiting()
-	if h := s.out.Load(); h != nil && !h.passed() {
-		return 0, errHangs
+	if h := s.out.Load(); h != nil {
+		if h.tried() {
+			go s.try(len(p), off)
+		}
+		if !h.ended() {
+			return 0, errHangs
+		}
 	}
+	return s.read(p, off)
+}
+
+// read reads, and storage answers if it returns.
+func (s *Source) read(p []byte, off int64) (int, error) {
 	if s.under.Add(1) == 1 {
 		s.moved.Store(time.Now().UnixNano())
 	}
@@ -56,17 +66,26 @@ func (s *Source) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
+// try finds out whether storage answers again. Nobody waits for it: who reads next might be the same reader again and
+// again, who would wait for as long as the first one did each time.
+func (s *Source) try(n int, off int64) {
+	defer underway.Add(-1)
+	if underway.Add(1) <= maxReads {
+		_, _ = s.read(make([]byte, n), off)
+	}
+}
+
 // An outage is a time when storage does not answer. Who reads meanwhile waits for its end, but not as long as those who found
 // out: a program that goes on after an error would else wait for each of its files anew.
 type outage struct {
 	wait  time.Duration // how long to wait
 	over  chan struct{} // closed when a read comes back
-	next  atomic.Int64  // ns since 1970 when one more may try
-	tries atomic.Int32  // how many have
+	next  atomic.Int64  // ns since 1970 when one more is tried
+	tries atomic.Int32  // how many were
 }
 
-// maxTries bounds the reads that try whether storage still hangs: the first that hang may never come back though others
-// would, and each may hold a thread.
+// maxTries bounds the reads that find out whether storage still hangs: the first that hang may never come back though
+// others would, and each may hold a thread.
 const maxTries = 8
 
 var errHangs = errors.New("storage does not answer")
@@ -83,12 +102,14 @@ func (s *Source) suspect(limit time.Duration) {
 	s.out.CompareAndSwap(nil, h)
 }
 
-// passed reports whether the caller may read: it is over, or somebody has to try.
-func (h *outage) passed() bool {
+// tried reports whether the caller is to have storage tried.
+func (h *outage) tried() bool {
 	now, next := time.Now().UnixNano(), h.next.Load()
-	if now >= next && h.next.CompareAndSwap(next, now+int64(h.wait)) && h.tries.Add(1) <= maxTries {
-		return true
-	}
+	return now >= next && h.next.CompareAndSwap(next, now+int64(h.wait)) && h.tries.Add(1) <= maxTries
+}
+
+// ended waits for the end, and reports whether it has come.
+func (h *outage) ended() bool {
 	timer := time.NewTimer(h.wait)
 	defer timer.Stop()
 	select {

@@ -82,16 +82,42 @@ func TestHangIsOver(t *testing.T) {
 	}
 }
 
-// Some try whether storage still hangs, but not without end: each may stay there.
+// It is tried again and again whether storage still hangs, but not without end: each try may stay there. Whoever reads has an
+// answer in the time of an outage, also when it is always the same reader.
 func TestHangTries(t *testing.T) {
-	h, tried := &outage{over: make(chan struct{})}, 0
-	for range 10 * maxTries {
-		h.next.Store(0)
-		if h.passed() {
-			tried++
+	g := make(gate)
+	s, first := stuck(t, g)
+	h := &outage{wait: time.Millisecond, over: make(chan struct{})}
+	s.out.Store(h)
+	answered := make(chan error, 1)
+	go func() {
+		for range 10 * maxTries {
+			if _, err := s.ReadAt(make([]byte, 1), 0); !errors.Is(err, errHangs) {
+				answered <- err
+				return
+			}
 		}
+		answered <- nil
+	}()
+	select {
+	case err := <-answered:
+		if err != nil {
+			t.Errorf("a read while storage hangs: %v", err)
+		}
+	case <-time.After(moment):
+		t.Fatal("a reader waits for the storage that it tries")
 	}
-	if tried != maxTries {
-		t.Errorf("%d have tried, want %d", tried, maxTries)
+	for s.under.Load() < 1+maxTries {
+		time.Sleep(time.Millisecond) // they have only been started
+	}
+	if n := s.under.Load(); n != 1+maxTries {
+		t.Errorf("%d reads wait for storage, want %d", n, 1+maxTries)
+	}
+	close(g)
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+	if _, err := s.ReadAt(make([]byte, 1), 0); err != nil {
+		t.Errorf("once storage answers: %v", err)
 	}
 }
