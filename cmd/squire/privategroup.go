@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -8,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,11 +20,20 @@ import (
 // privateGroup is this user's own group, -1 if there is none. The system's databases are asked as C programs ask them, by
 // getent(1): in large sites users are in no file.
 var privateGroup = sync.OnceValue(func() int64 {
-	return ownGroup(os.Geteuid(), func(database string, key ...string) []string {
-		out, _ := exec.Command("getent", append([]string{database}, key...)...).Output() // nothing: not known
+	ctx, cancel := context.WithTimeout(context.Background(), askPatience)
+	defer cancel()
+	group := ownGroup(os.Geteuid(), func(database string, key ...string) []string {
+		out, _ := exec.CommandContext(ctx, "getent", append([]string{database}, key...)...).Output() // nothing: not known
 		return strings.Split(strings.TrimSpace(string(out)), "\n")
 	})
+	if ctx.Err() != nil {
+		return -1 // half of a list says nothing
+	}
+	return group
 })
+
+// askPatience is for a directory service that does not answer, or that lists all of a university.
+const askPatience = 5 * time.Second
 
 // ownGroup is the group that is a user's own: the user's first one, of the user's name, without other members, as far as
 // the databases tell. look returns the lines of one, or those of a key.
