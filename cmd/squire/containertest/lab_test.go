@@ -12,9 +12,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // bound is how long commands may take that should take no time: not a measure, but the end of a test that hangs.
@@ -41,17 +42,9 @@ func TestMain(m *testing.M) {
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("runs containers; not in short mode")
-	}
-	if os.Getuid() != 0 {
-		t.Skip("needs root, to become other users")
-	}
-	if f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0); err != nil {
-		t.Skipf("needs FUSE: %v", err)
-	} else {
-		f.Close()
-	}
+	testenv.NeedTime(t, "runs containers")
+	testenv.NeedRoot(t, "to become other users")
+	testenv.NeedFUSE(t)
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {
 		t.Skip("needs a static busybox: run testdata/deps.sh")
@@ -73,10 +66,8 @@ func makeLab(busybox string) (*lab, error) {
 	if err = os.Chmod(dir, 0o755); err != nil {
 		return l, err
 	}
-	cmd := exec.Command("go", "build", "-o", l.squire, "..")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return l, fmt.Errorf("build squire: %w\n%s", err, out)
+	if err = testenv.Build(l.squire, ""); err != nil {
+		return l, err
 	}
 	return l, l.makeImage(busybox)
 }
@@ -140,108 +131,43 @@ func each(t *testing.T, test func(t *testing.T, w *who)) {
 
 func (w *who) dirs(t *testing.T) {
 	t.Helper()
-	dir, err := os.MkdirTemp(w.l.dir, "home")
-	if err == nil {
-		err = os.Chmod(dir, 0o755)
-	}
-	if err == nil {
-		err = os.Chown(dir, int(w.uid), int(w.uid))
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.home, w.data = dir, filepath.Join(dir, "data")
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	w.home = testenv.Dir(t, w.l.dir, int(w.uid), int(w.uid))
+	w.data = filepath.Join(w.home, "data")
 }
 
 // daemon starts a service of the node for the test.
 func (l *lab) daemon(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(l.dir, "service")
-	if err == nil {
-		err = os.Chmod(dir, 0o755)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	socket := filepath.Join(dir, "socket")
-	var log bytes.Buffer
-	cmd := exec.Command(l.squire, "daemon", "--socket", socket, "--idle", "1s")
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
-	cmd.Stderr = &log
-	ended := make(chan struct{})
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	cmd.WaitDelay = 2 * time.Second
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() { _ = cmd.Wait(); close(ended) }()
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		timer := time.AfterFunc(bound, func() { t.Error("the service does not end"); _ = cmd.Process.Kill() })
-		defer timer.Stop()
-		<-ended
-		if t.Failed() {
-			t.Logf("the service says:\n%s", log.String())
-		}
-	})
-	if !eventually(func() bool { _, err := os.Stat(socket); return err == nil || done(ended) }) || done(ended) {
-		t.Fatal("the service did not start")
-	}
-	return socket
+	return testenv.Daemon(t, l.squire, l.dir)
 }
 
-func done(ended <-chan struct{}) bool {
-	select {
-	case <-ended:
-		return true
-	default:
-		return false
-	}
-}
+func done(ended <-chan struct{}) bool { return testenv.Done(ended) }
 
-func eventually(holds func() bool) bool {
-	for end := time.Now().Add(bound / 2); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if holds() {
-			return true
-		}
-	}
-	return false
-}
+func eventually(holds func() bool) bool { return testenv.Eventually(bound/2, holds) }
 
 // command prepares a command of squire.
 func (w *who) command(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), bound)
 	t.Cleanup(cancel)
-	cmd := exec.CommandContext(ctx, w.l.squire, args...)
+	cmd := testenv.Command(ctx, testenv.Credential(w.uid, w.uid), append([]string{w.l.squire}, args...)...)
 	cmd.Dir = w.home
 	cmd.Env = []string{
-		"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + w.home, "XDG_CACHE_HOME=" + w.home + "/cache", "XDG_RUNTIME_DIR=" + w.home,
+		testenv.Path, "HOME=" + w.home, "XDG_CACHE_HOME=" + w.home + "/cache", "XDG_RUNTIME_DIR=" + w.home,
 		"SQUIRE_SERVICE=" + w.service, "SQUIRE_SOCKET=" + w.socket, "SQUIRE_DATA=" + w.data,
 	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if w.uid != 0 {
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: w.uid, Gid: w.uid}
-	}
-	cmd.WaitDelay = 2 * time.Second
 	return cmd
 }
 
 // result is how a command ended.
 type result struct {
 	stdout, stderr string
-	status         int
+	status         int // as a shell shows it; -1: it did not start
 }
 
-func finish(cmd *exec.Cmd) result {
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	err := cmd.Run()
-	if cmd.ProcessState == nil {
-		return result{stderr: err.Error(), status: -1}
-	}
-	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+func finish(cmd *exec.Cmd) (r result) {
+	r.stdout, r.stderr, r.status = testenv.Finish(cmd)
+	return r
 }
 
 // squire runs a command of squire.

@@ -6,16 +6,15 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // bound is how long commands may take that should take seconds.
@@ -46,17 +45,9 @@ func TestMain(m *testing.M) {
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("runs programs in containers; not in short mode")
-	}
-	if os.Getuid() != 0 {
-		t.Skip("needs root, to become other users")
-	}
-	if f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0); err != nil {
-		t.Skipf("needs FUSE: %v", err)
-	} else {
-		f.Close()
-	}
+	testenv.NeedTime(t, "runs programs in containers")
+	testenv.NeedRoot(t, "to become other users")
+	testenv.NeedFUSE(t)
 	from := filepath.Join(os.Getenv("SQUIRE_TESTDIR"), "programs.sqsh")
 	if _, err := os.Stat(from); err != nil {
 		t.Skipf("needs an image with programs: run testdata/programs.sh: %v", err)
@@ -75,32 +66,10 @@ func makeLab(image string) (*lab, error) {
 		return nil, err
 	}
 	l := &lab{dir: dir, squire: filepath.Join(dir, "squire"), image: filepath.Join(dir, "programs.sqsh")}
-	if err = errors.Join(os.Chmod(dir, 0o755), linkOrCopy(image, l.image), os.CopyFS(filepath.Join(dir, "testdata"), os.DirFS("testdata"))); err != nil {
+	if err = errors.Join(os.Chmod(dir, 0o755), testenv.LinkOrCopy(image, l.image), os.CopyFS(filepath.Join(dir, "testdata"), os.DirFS("testdata"))); err != nil {
 		return l, err
 	}
-	cmd := exec.Command("go", "build", "-o", l.squire, "..")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return l, fmt.Errorf("build squire: %w\n%s", err, out)
-	}
-	return l, nil
-}
-
-func linkOrCopy(from, to string) error {
-	if os.Link(from, to) == nil {
-		return nil
-	}
-	src, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	dst, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(dst, src)
-	return errors.Join(err, dst.Close())
+	return l, testenv.Build(l.squire, "")
 }
 
 // who runs squire, and how images are served.
@@ -132,16 +101,9 @@ func each(t *testing.T, ways []string, test func(t *testing.T, w *who)) {
 			if way == served {
 				w.socket = l.daemon(t)
 			}
-			var err error
-			if w.home, err = os.MkdirTemp(l.dir, "home"); err == nil {
-				err = os.Chown(w.home, int(w.uid), int(w.uid))
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			w.home = testenv.Dir(t, l.dir, int(w.uid), int(w.uid))
 			test(t, w)
 			w.wantNothingRunning(t)
-			os.RemoveAll(w.home)
 		})
 	}
 }
@@ -149,46 +111,10 @@ func each(t *testing.T, ways []string, test func(t *testing.T, w *who)) {
 // daemon starts a service of the node for the test.
 func (l *lab) daemon(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(l.dir, "service")
-	if err == nil {
-		err = os.Chmod(dir, 0o755)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	socket := filepath.Join(dir, "socket")
-	var log bytes.Buffer
-	cmd := exec.Command(l.squire, "daemon", "--socket", socket, "--idle", "1s")
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
-	cmd.Stderr = &log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	cmd.WaitDelay = 2 * time.Second
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
-		defer timer.Stop()
-		_ = cmd.Wait()
-		if t.Failed() {
-			t.Logf("the service says:\n%s", log.String())
-		}
-	})
-	if !eventually(func() bool { _, err := os.Stat(socket); return err == nil }) {
-		t.Fatal("the service did not start")
-	}
-	return socket
+	return testenv.Daemon(t, l.squire, l.dir)
 }
 
-func eventually(holds func() bool) bool {
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if holds() {
-			return true
-		}
-	}
-	return false
-}
+func eventually(holds func() bool) bool { return testenv.Eventually(time.Minute, holds) }
 
 // file is a file of testdata, which is bound into all containers at the same place.
 func (w *who) file(name string) string { return filepath.Join(w.l.dir, "testdata", name) }
@@ -198,39 +124,29 @@ func (w *who) command(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), bound)
 	t.Cleanup(cancel)
-	cmd := exec.CommandContext(ctx, w.l.squire, args...)
+	cmd := testenv.Command(ctx, testenv.Credential(w.uid, w.uid), append([]string{w.l.squire}, args...)...)
 	cmd.Dir = w.home
 	cmd.Env = []string{
-		"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + w.home, "USER=tester", "XDG_CACHE_HOME=" + w.home + "/cache", "TERM=xterm",
+		testenv.Path, "HOME=" + w.home, "USER=tester", "XDG_CACHE_HOME=" + w.home + "/cache", "TERM=xterm",
 		"SQUIRE_SERVICE=" + w.service, "SQUIRE_SOCKET=" + w.socket, "SQUIRE_DATA=" + w.home + "/data", "SQUIRE_TRACE=0",
 	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if w.uid == 0 {
 		cmd.Env = append(cmd.Env, "USER=root")
-	} else {
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: w.uid, Gid: w.uid}
 	}
-	cmd.WaitDelay = 5 * time.Second
 	return cmd
 }
 
 // result is how a command ended.
 type result struct {
 	stdout, stderr string
-	status         int
+	status         int // as a shell shows it; -1: it did not start
 }
 
 // squire runs a command of squire.
-func (w *who) squire(t *testing.T, args ...string) result {
+func (w *who) squire(t *testing.T, args ...string) (r result) {
 	t.Helper()
-	cmd := w.command(t, args...)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	err := cmd.Run()
-	if cmd.ProcessState == nil {
-		return result{stderr: err.Error(), status: -1}
-	}
-	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+	r.stdout, r.stderr, r.status = testenv.Finish(w.command(t, args...))
+	return r
 }
 
 // run runs a command in the image, with flags of squire run.
