@@ -1,7 +1,6 @@
 package servicetest
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -9,12 +8,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/squirefs/squire/fusefs/noded"
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // daemon is a service of the node.
@@ -23,27 +22,9 @@ type daemon struct {
 	home   string // its directory; its program has a name there, by which its processes are known
 	exe    string
 	socket string
-	log    *logText
+	log    *testenv.Buffer
 	cmd    *exec.Cmd // nil: a manager's
 	ended  chan struct{}
-}
-
-// logText is what a daemon has written. It may be used concurrently.
-type logText struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logText) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logText) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // Names of the processes beside the keeper.
@@ -56,7 +37,7 @@ const (
 func (l *lab) newDaemon(t *testing.T) *daemon {
 	t.Helper()
 	home := l.mkdir(t, root)
-	d := &daemon{lab: l, home: home, exe: filepath.Join(home, "squire"), socket: filepath.Join(home, "socket"), log: new(logText)}
+	d := &daemon{lab: l, home: home, exe: filepath.Join(home, "squire"), socket: filepath.Join(home, "socket"), log: new(testenv.Buffer)}
 	if err := os.Link(l.squire, d.exe); err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +123,7 @@ func (d *daemon) stop(t *testing.T) int {
 	if !d.wait(t) {
 		return -1
 	}
-	return status(d.cmd.ProcessState)
+	return testenv.Status(d.cmd.ProcessState)
 }
 
 func (d *daemon) wait(t *testing.T) bool {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/fusefs/noded"
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // own returns a copy of the image that belongs to u.
@@ -404,8 +405,8 @@ func TestDrain(t *testing.T) {
 	if err := h.end(); err != nil {
 		t.Error(err)
 	}
-	if d.wait(t) && status(d.cmd.ProcessState) != 0 {
-		t.Errorf("status %d", status(d.cmd.ProcessState))
+	if d.wait(t) && testenv.Status(d.cmd.ProcessState) != 0 {
+		t.Errorf("status %d", testenv.Status(d.cmd.ProcessState))
 	}
 	if left := d.processes(); len(left) > 0 {
 		t.Errorf("left: %v", left)

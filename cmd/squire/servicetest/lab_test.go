@@ -6,7 +6,6 @@
 package servicetest
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +20,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // stages are what this program is when it is called by one of these names: parts that need a process of their own, and
@@ -69,22 +70,10 @@ var shared struct {
 // newLab skips the test without the rights and the tools that it needs.
 func newLab(t *testing.T, tools ...string) *lab {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("runs a service with mounts; not in short mode")
-	}
-	if os.Getuid() != 0 {
-		t.Skip("needs root, to mount for others and to become other users")
-	}
-	if f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0); err != nil {
-		t.Skipf("needs FUSE: %v", err)
-	} else {
-		f.Close()
-	}
-	for _, tool := range append(tools, "mksquashfs") {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("needs %s: run testdata/deps.sh", tool)
-		}
-	}
+	testenv.NeedTime(t, "runs a service with mounts")
+	testenv.NeedRoot(t, "to mount for others and to become other users")
+	testenv.NeedFUSE(t)
+	testenv.NeedTools(t, append(tools, "mksquashfs")...)
 	shared.once.Do(func() { shared.lab, shared.err = makeLab() })
 	if shared.err != nil {
 		t.Fatal(shared.err)
@@ -102,7 +91,7 @@ func makeLab() (*lab, error) {
 	if err = os.Chmod(dir, 0o755); err != nil {
 		return l, err
 	}
-	if err = build(l.squire, ""); err != nil {
+	if err = testenv.Build(l.squire, ""); err != nil {
 		return l, err
 	}
 	if err = copyFile("/proc/self/exe", l.probe); err != nil {
@@ -118,23 +107,7 @@ func makeLab() (*lab, error) {
 	return l, err
 }
 
-// build makes the binary, with flags of the linker: "-X main.version=…".
-func build(to, ldflags string) error {
-	cmd := exec.Command("go", "build", "-o", to, "-ldflags", ldflags, "..")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build squire: %w\n%s", err, out)
-	}
-	return nil
-}
-
-func copyFile(from, to string) error {
-	b, err := os.ReadFile(from)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(to, b, 0o755)
-}
+func copyFile(from, to string) error { return testenv.CopyFile(from, to, 0o755) }
 
 // user is somebody on the node, without an account.
 type user struct{ uid, gid uint32 }
@@ -148,12 +121,7 @@ var (
 
 func (u user) String() string { return strconv.Itoa(int(u.uid)) }
 
-func (u user) credential() *syscall.Credential {
-	if u == root {
-		return nil
-	}
-	return &syscall.Credential{Uid: u.uid, Gid: u.gid}
-}
+func (u user) credential() *syscall.Credential { return testenv.Credential(u.uid, u.gid) }
 
 // do calls f in a thread that has the rights of u, which then ends: what f opens and whom it connects to are u's.
 func (u user) do(f func()) {
@@ -181,35 +149,10 @@ func (l *lab) mkdir(t *testing.T, u user) string {
 
 func mkdirIn(t *testing.T, parent string, u user) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(parent, "dir")
-	if err == nil {
-		err = os.Chmod(dir, 0o755)
-	}
-	if err == nil {
-		err = os.Chown(dir, int(u.uid), int(u.gid))
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		for _, m := range mountsBelow(dir) {
-			_ = unix.Unmount(m, unix.MNT_DETACH)
-		}
-		os.RemoveAll(dir)
-	})
-	return dir
+	return testenv.Dir(t, parent, int(u.uid), int(u.gid))
 }
 
-// mountsBelow returns the directories at and below dir that something is mounted on, the innermost first.
-func mountsBelow(dir string) (dirs []string) {
-	b, _ := os.ReadFile("/proc/self/mountinfo")
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 4 && (f[4] == dir || strings.HasPrefix(f[4], dir+"/")) {
-			dirs = append([]string{f[4]}, dirs...)
-		}
-	}
-	return dirs
-}
+func mountsBelow(dir string) []string { return testenv.MountsBelow(dir) }
 
 // mountHolders tells which mounts of the lab's images there are, in the namespaces of which processes: as long as there is
 // one anywhere, its image is not gone.
@@ -248,33 +191,18 @@ func command(t *testing.T, u user, limit time.Duration, argv ...string) *exec.Cm
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	t.Cleanup(cancel)
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Dir = "/"
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "HOME=/nonexistent"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: u.credential(), Setsid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = 2 * time.Second
+	cmd := testenv.Command(ctx, u.credential(), argv...)
+	cmd.SysProcAttr.Setpgid, cmd.SysProcAttr.Setsid = false, true
 	return cmd
 }
 
 // finish runs a command to its end.
-func finish(t *testing.T, cmd *exec.Cmd) result {
+func finish(t *testing.T, cmd *exec.Cmd) (r result) {
 	t.Helper()
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	err := cmd.Run()
-	if cmd.ProcessState == nil {
-		t.Errorf("%q: %v", cmd.Args, err)
-		return result{status: -1}
+	if r.stdout, r.stderr, r.status = testenv.Finish(cmd); r.status < 0 {
+		t.Errorf("%q: %s", cmd.Args, r.stderr)
 	}
-	return result{stdout.String(), stderr.String(), status(cmd.ProcessState)}
-}
-
-func status(state *os.ProcessState) int {
-	if ws := state.Sys().(syscall.WaitStatus); ws.Signaled() {
-		return 128 + int(ws.Signal())
-	}
-	return state.ExitCode()
+	return r
 }
 
 // within fails the test if f has not returned in time. f then goes on: what it waits for ends with the test's clean-up.
@@ -294,10 +222,8 @@ func within(t *testing.T, limit time.Duration, what string, f func()) bool {
 // eventually waits until what holds, for at most the bound of commands.
 func eventually(t *testing.T, what string, holds func() bool) bool {
 	t.Helper()
-	for end := time.Now().Add(bound); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if holds() {
-			return true
-		}
+	if testenv.Eventually(bound, holds) {
+		return true
 	}
 	t.Errorf("not so after %s: %s", bound, what)
 	return false

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/fusefs/noded"
+	"github.com/squirefs/squire/internal/testenv"
 	"github.com/squirefs/squire/sqfs/signed"
 	"github.com/squirefs/squire/sqfs/signed/signedtest"
 )
@@ -28,7 +29,7 @@ func signedLab(t *testing.T) (*lab, *signedtest.Key) {
 		t.Fatal(err)
 	}
 	l.squire = filepath.Join(dir, "squire")
-	if err := build(l.squire, "-X main.siteDir="+dir); err != nil {
+	if err := testenv.Build(l.squire, "-X main.siteDir="+dir); err != nil {
 		t.Fatal(err)
 	}
 	return &l, key

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/squirefs/squire/internal/polled"
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // stormReaders is how many compare the image while processes die.
@@ -192,7 +193,7 @@ func TestStormUpgrade(t *testing.T) {
 	for _, managed := range []bool{false, true} {
 		t.Run(fmt.Sprintf("managed=%t", managed), func(t *testing.T) {
 			other := filepath.Join(l.dir, "squire-other")
-			if err := build(other, "-X main.version=upgraded"); err != nil {
+			if err := testenv.Build(other, "-X main.version=upgraded"); err != nil {
 				t.Fatal(err)
 			}
 			var d *daemon

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/fusefs/noded"
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // machineScript makes a machine of namespaces, with the host's /usr to read and nothing else of it, and has systemd be its
@@ -321,7 +322,7 @@ func (m *machine) tellLogs() {
 func TestSystemd(t *testing.T) {
 	l := newLab(t, "unshare", "nsenter", "setpriv", "pivot_root", "systemctl", "journalctl")
 	newer := filepath.Join(l.mkdir(t, root), "squire")
-	if err := build(newer, "-X main.version=9.9.9-newer"); err != nil {
+	if err := testenv.Build(newer, "-X main.version=9.9.9-newer"); err != nil {
 		t.Fatal(err)
 	}
 	m := l.boot(t)
