@@ -479,12 +479,6 @@ func TestParseBusy(t *testing.T) {
 	}
 }
 
-func TestEscapeMount(t *testing.T) {
-	if got := escapeMount("/a b\\c\td\ne"); got != `/a\040b\134c\011d\012e` {
-		t.Error(got)
-	}
-}
-
 func TestProgramTimeLimit(t *testing.T) {
 	start := time.Now()
 	// The background process keeps the output open, as a server would.

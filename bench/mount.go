@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/fusefs"
+	"github.com/squirefs/squire/internal/mountinfo"
 )
 
 // mounted is an image on a directory.
@@ -128,13 +129,13 @@ func (m *mounted) abort() {
 // deviceOf finds the mount on dir without touching it, and returns its major:minor. An error says that nothing is
 // mounted there: measuring the empty directory would look fast.
 func deviceOf(dir string) (string, error) {
-	text, err := os.ReadFile("/proc/self/mountinfo")
+	list, err := mountinfo.Self()
 	if err != nil {
 		return "", err
 	}
-	for line := range strings.Lines(string(text)) {
-		if f := strings.Fields(line); len(f) > 5 && f[4] == escapeMount(dir) { // proc_pid_mountinfo(5): fields 3 and 5
-			return f[2], nil
+	for _, m := range list {
+		if m.Point == dir {
+			return m.Device, nil
 		}
 	}
 	return "", fmt.Errorf("%w on %s", errNotMounted, dir)
@@ -148,11 +149,6 @@ func isMounted(dir string) (bool, error) {
 		return false, nil
 	}
 	return err == nil, err
-}
-
-// escapeMount does as mangle_path (fs/seq_file.c) in /proc/self/mountinfo.
-func escapeMount(dir string) string {
-	return strings.NewReplacer(`\`, `\134`, " ", `\040`, "\t", `\011`, "\n", `\012`).Replace(dir)
 }
 
 // adoptServers makes this process the parent of servers that go into the background: so they can be told from those of

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/squirefs/squire/internal/mountinfo"
 )
 
 // Mount is one change to what the container sees that the user or the site asked for.
@@ -260,7 +262,7 @@ func (p *MountParser) ParseFstab(text string) ([]FstabMount, error) {
 // fstabMount sorts the fields of a line.
 func fstabMount(fields []string) (m Mount, err error) {
 	next := func() (f string) {
-		f, fields = unescape(fields[0]), fields[1:]
+		f, fields = mountinfo.Unescape(fields[0]), fields[1:]
 		return f
 	}
 	m.Source = next()
@@ -292,20 +294,4 @@ func fstabMount(fields []string) (m Mount, err error) {
 		m.Flags = append(m.Flags, kind)
 	}
 	return m, nil
-}
-
-// unescape puts bytes in the place of \ooo, their octal numbers (fstab(5)).
-func unescape(s string) string {
-	var out strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				out.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		out.WriteByte(s[i])
-	}
-	return out.String()
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/fusefs"
+	"github.com/squirefs/squire/internal/mountinfo"
 	"github.com/squirefs/squire/internal/wire"
 )
 
@@ -185,11 +186,11 @@ malformed
 		"0:20": {loose: true}, "8:1": {}, "0:33": {loose: true, users: true}, "0:34": {loose: true}, "0:35": {},
 		"0:36": {loose: true, users: true},
 	} {
-		if got, ok := mountedAs(strings.NewReader(table), device); !ok || got != want {
+		if got, ok := mountedAs(mountinfo.Parse(table), device); !ok || got != want {
 			t.Errorf("%s: %+v, %v", device, got, ok)
 		}
 	}
-	if _, ok := mountedAs(strings.NewReader(table), "0:3"); ok {
+	if _, ok := mountedAs(mountinfo.Parse(table), "0:3"); ok {
 		t.Error("found a device that is not there")
 	}
 }

@@ -1,16 +1,15 @@
 package noded
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/squirefs/squire/internal/mountinfo"
 	"github.com/squirefs/squire/sqfs/signed"
 )
 
@@ -196,33 +195,25 @@ func fileSystem(f *os.File, st *unix.Statx_t) (storage, *ServiceError) {
 
 // keeperMounts looks for the file system of a file among those that are mounted where the keeper is.
 func keeperMounts(st *unix.Statx_t) (fs storage, known bool, err error) {
-	table, err := os.Open("/proc/self/mountinfo")
+	list, err := mountinfo.Self()
 	if err != nil {
 		return storage{}, false, err
 	}
-	defer table.Close()
-	fs, known = mountedAs(table, fmt.Sprintf("%d:%d", st.Dev_major, st.Dev_minor))
+	fs, known = mountedAs(list, fmt.Sprintf("%d:%d", st.Dev_major, st.Dev_minor))
 	return fs, known, nil
 }
 
-// mountedAs looks a device up in a table of mounts (proc_pid_mountinfo(5)).
-func mountedAs(table io.Reader, device string) (storage, bool) {
-	lines := bufio.NewScanner(table)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		left, right, ok := strings.Cut(lines.Text(), " - ")
-		fields := strings.Fields(left)
-		if !ok || len(fields) < 3 || fields[2] != device {
-			continue
-		}
-		super := strings.Fields(right) // type, source, options
-		fuse := super[0] == "fuse" || super[0] == "fuseblk" || strings.HasPrefix(super[0], "fuse.")
-		fs := storage{loose: fuse || super[0] == "overlay"}
-		if fuse {
-			options := "," + super[len(super)-1] + ","
-			fs.users = !strings.Contains(options, ",user_id=0,")
-		}
-		return fs, true
+// mountedAs looks a device up among mounts.
+func mountedAs(list []mountinfo.Mount, device string) (storage, bool) {
+	i := slices.IndexFunc(list, func(m mountinfo.Mount) bool { return m.Device == device })
+	if i < 0 {
+		return storage{}, false
 	}
-	return storage{}, false
+	m := list[i]
+	fuse := m.Type == "fuse" || m.Type == "fuseblk" || strings.HasPrefix(m.Type, "fuse.")
+	fs := storage{loose: fuse || m.Type == "overlay"}
+	if fuse {
+		fs.users = !strings.Contains(","+m.Options+",", ",user_id=0,")
+	}
+	return fs, true
 }

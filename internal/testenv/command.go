@@ -66,29 +66,31 @@ func Status(state *os.ProcessState) int {
 	return state.ExitCode()
 }
 
-// Daemon starts a service of the node with a socket in a new directory below parent, and ends it with the test. If that
-// fails, it shows what the service said.
-func Daemon(t testing.TB, squire, parent string) (socket string) {
+// Daemon starts a service of the node with a socket in a new directory below parent. With the test it is told to end,
+// which has to succeed; what it said is shown if the test fails.
+func Daemon(t testing.TB, squire, parent string, flags ...string) (socket string) {
 	t.Helper()
 	socket = filepath.Join(Dir(t, parent, 0, 0), "socket")
 	var log Buffer
-	cmd := exec.Command(squire, "daemon", "--socket", socket, "--idle", "1s")
-	cmd.Env = []string{Path}
-	cmd.Stderr = &log
+	cmd := exec.Command(squire, append([]string{"daemon", "--socket", socket}, flags...)...)
+	cmd.Dir, cmd.Env, cmd.Stderr = "/", []string{Path}, &log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.WaitDelay = 2 * time.Second
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	ended := make(chan struct{})
-	go func() { _ = cmd.Wait(); close(ended) }()
+	var err error
+	go func() { err = cmd.Wait(); close(ended) }()
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
-		timer := time.AfterFunc(2*time.Minute, func() { t.Error("the service does not end"); _ = cmd.Process.Kill() })
+		timer := time.AfterFunc(2*time.Minute, func() { _ = cmd.Process.Kill() })
 		defer timer.Stop()
-		<-ended
+		if <-ended; err != nil {
+			t.Errorf("the service ended with %v", err)
+		}
 		if t.Failed() {
-			t.Logf("the service says:\n%s", &log)
+			t.Logf("the service said:\n%s", &log)
 		}
 	})
 	there := func() bool { _, err := os.Stat(socket); return err == nil || Done(ended) }

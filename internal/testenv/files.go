@@ -3,6 +3,7 @@ package testenv
 import (
 	"errors"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -10,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/internal/mountinfo"
 )
 
 // Dir makes a directory that belongs to somebody, that all can reach if they can reach parent ("": the one for temporary
@@ -43,10 +46,10 @@ func MemoryDir(t testing.TB) string {
 
 // MountsBelow returns the directories at and below dir that something is mounted on, the innermost first.
 func MountsBelow(dir string) (dirs []string) {
-	b, _ := os.ReadFile("/proc/self/mountinfo")
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 4 && (f[4] == dir || strings.HasPrefix(f[4], dir+"/")) {
-			dirs = append([]string{f[4]}, dirs...)
+	list, _ := mountinfo.Self()
+	for _, m := range list {
+		if m.Point == dir || strings.HasPrefix(m.Point, dir+"/") {
+			dirs = append([]string{m.Point}, dirs...)
 		}
 	}
 	return dirs
@@ -94,4 +97,25 @@ func Children(pid int) (pids []int) {
 		}
 	}
 	return pids
+}
+
+// RandomName returns a name of any bytes that Linux allows, often of such that are easily taken for something else.
+func RandomName(rnd *rand.Rand) string {
+	n := 1 + rnd.IntN(12)
+	if rnd.IntN(20) == 0 {
+		n = 255
+	}
+	b := make([]byte, n)
+	for i := range b {
+		if b[i] = "abcXYZ019._- \n\\'\"*"[rnd.IntN(18)]; rnd.IntN(10) == 0 {
+			b[i] = byte(1 + rnd.IntN(255))
+		}
+		if b[i] == '/' {
+			b[i] = '|'
+		}
+	}
+	if s := string(b); s != "." && s != ".." {
+		return s
+	}
+	return "dots"
 }

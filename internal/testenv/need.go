@@ -1,7 +1,7 @@
 // Package testenv is what tests of real mounts, processes and users have in common: what they need and skip without, how
 // they run squire and others as somebody, wait for what takes its time, and take away what is left.
 //
-// Only tests import it, which testdata/arrows.sh checks. It imports nothing of Squire's.
+// Only tests import it, which testdata/arrows.sh checks.
 package testenv
 
 import (

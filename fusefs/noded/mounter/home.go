@@ -9,6 +9,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/internal/mountinfo"
 )
 
 // home makes clones of mounts. Those that are to be locked are attached in the root directory of the mounter's mount
@@ -149,8 +151,8 @@ func (h *home) clone(id uint64, mount *os.File, to Grantee, attrs int) ([]*os.Fi
 	}
 	attr := unix.MountAttr{Attr_set: uint64(attrs), Attr_clr: uint64(grantable &^ attrs)}
 	if to.IDMap {
-		ns, err := h.idmap(owner{to.UID, to.GID})
-		if err != nil {
+		var ns *os.File
+		if ns, err = h.idmap(owner{to.UID, to.GID}); err != nil {
 			closeFiles(files)
 			return nil, err
 		}
@@ -168,7 +170,7 @@ func (h *home) clone(id uint64, mount *os.File, to Grantee, attrs int) ([]*os.Fi
 // may_copy_tree), so there the mount itself is attached, and another one returned that keeps the superblock.
 func (h *home) cloneOf(id uint64, mount *os.File) (clone, standIn *os.File, err error) {
 	if !h.bases[id] && !h.noDetached {
-		if clone, err = openTree(int(mount.Fd()), ""); err != unix.EINVAL {
+		if clone, err = openTree(int(mount.Fd()), ""); !errors.Is(err, unix.EINVAL) {
 			return clone, nil, wrap("clone a mount", err)
 		}
 	}
@@ -284,11 +286,11 @@ func emptyNamespace(s setup) error {
 	if !s.NoPivot {
 		err = unix.PivotRoot(".", ".")
 	}
-	switch err {
-	case nil:
+	switch {
+	case err == nil:
 		// Both are at "/" now, the old one on top, as pivot_root(2) tells.
 		err = unix.Unmount(".", unix.MNT_DETACH)
-	case unix.EINVAL:
+	case errors.Is(err, unix.EINVAL):
 		unmountOthers()
 		err = unix.Chroot(".")
 	}
@@ -321,13 +323,13 @@ func newTmpfs() (int, error) {
 // unmountOthers unmounts what is on the root directory, but for the tmpfs on top, which hides it. What cannot be
 // unmounted, as it is locked, stays until the host unmounts it.
 func unmountOthers() {
-	b, err := os.ReadFile("/proc/self/mountinfo")
+	list, err := mountinfo.Self()
 	if err != nil {
 		return
 	}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 4 && f[4] != "/" && f[4] != "/proc" && !strings.HasPrefix(f[4], "/proc/") {
-			_ = unix.Unmount(unescape(f[4]), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	for _, m := range list {
+		if m.Point != "/" && m.Point != "/proc" && !strings.HasPrefix(m.Point, "/proc/") {
+			_ = unix.Unmount(m.Point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		}
 	}
 }

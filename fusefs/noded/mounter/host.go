@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/fusefs"
+	"github.com/squirefs/squire/internal/mountinfo"
 )
 
 // host is what the mounter holds of the host, which it does not see any more.
@@ -118,11 +119,11 @@ func (h *host) attached(ids, numbers []uint64) (liveIDs, liveNumbers []uint64, e
 		return nil, liveNumbers, nil
 	}
 	err = h.inThread([]*os.File{h.namespace}, func() error {
-		if err := unix.Setns(int(h.namespace.Fd()), unix.CLONE_NEWNS); err != nil {
-			return fmt.Errorf("enter the mount namespace of the host: %w", err)
+		if failed := unix.Setns(int(h.namespace.Fd()), unix.CLONE_NEWNS); failed != nil {
+			return fmt.Errorf("enter the mount namespace of the host: %w", failed)
 		}
 		for _, id := range ids {
-			if _, err := statmount(id); err == nil {
+			if _, gone := statmount(id); gone == nil {
 				liveIDs = append(liveIDs, id)
 			}
 		}
@@ -139,16 +140,15 @@ func (h *host) mounted() (ids, numbers map[uint64]bool, err error) {
 	}
 	ids, numbers = make(map[uint64]bool), make(map[uint64]bool)
 	for _, m := range list {
-		numbers[m.number], ids[oldID(m.id, m.number)] = true, true
+		numbers[m.number], ids[oldID(m.ID, m.number)] = true, true
 	}
 	return ids, numbers, nil
 }
 
-// mountInfo is a line of mountinfo.
+// mountInfo is a mount in the keeper's mount namespace.
 type mountInfo struct {
-	id, number uint64 // of the mount, of its superblock
-	path       string // as in the file, see unescape
-	kind       string // of the file system
+	mountinfo.Mount
+	number uint64 // of its superblock, as st_dev
 }
 
 // list reads mountinfo.
@@ -158,19 +158,12 @@ func (h *host) list() (list []mountInfo, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("read mountinfo: %w", err)
 	}
-	for line := range strings.Lines(string(b)) {
-		// id, parent, MAJOR:MINOR, root, path, options, any number of tags, "-", type, ...
-		f := strings.Fields(line)
-		dash := slices.Index(f, "-")
-		if dash < 6 || dash+1 >= len(f) {
-			continue
-		}
-		major, minor, _ := strings.Cut(f[2], ":")
-		id, err1 := strconv.ParseUint(f[0], 10, 32)
-		a, err2 := strconv.ParseUint(major, 10, 32)
-		b, err3 := strconv.ParseUint(minor, 10, 32)
-		if errors.Join(err1, err2, err3) == nil {
-			list = append(list, mountInfo{id, unix.Mkdev(uint32(a), uint32(b)), f[4], f[dash+1]})
+	for _, m := range mountinfo.Parse(string(b)) {
+		major, minor, _ := strings.Cut(m.Device, ":")
+		a, err1 := strconv.ParseUint(major, 10, 32)
+		b, err2 := strconv.ParseUint(minor, 10, 32)
+		if errors.Join(err1, err2) == nil {
+			list = append(list, mountInfo{m, unix.Mkdev(uint32(a), uint32(b))})
 		}
 	}
 	return list, nil
@@ -186,7 +179,7 @@ func (h *host) clear(numbers []uint64, deadline time.Time) error {
 		return err
 	}
 	list = slices.DeleteFunc(list, func(m mountInfo) bool {
-		return m.kind != "fuse.squire" || !slices.Contains(numbers, m.number)
+		return m.Type != "fuse.squire" || !slices.Contains(numbers, m.number)
 	})
 	if len(list) == 0 {
 		return nil
@@ -201,7 +194,7 @@ func (h *host) clear(numbers []uint64, deadline time.Time) error {
 			if time.Now().After(deadline) {
 				return unix.ETIMEDOUT
 			}
-			failed = errors.Join(failed, wrap("unmount "+m.path, h.takeAway(m)))
+			failed = errors.Join(failed, wrap("unmount "+m.Point, h.takeAway(m)))
 		}
 		return failed
 	})
@@ -211,7 +204,7 @@ func (h *host) clear(numbers []uint64, deadline time.Time) error {
 // one, which the owner of a directory on the way can bring about, so it is what was looked at that is unmounted.
 func (h *host) takeAway(m mountInfo) error {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS}
-	fd, err := unix.Openat2(unix.AT_FDCWD, unescape(m.path), &how)
+	fd, err := unix.Openat2(unix.AT_FDCWD, m.Point, &how)
 	if err != nil {
 		return err
 	}
@@ -220,7 +213,7 @@ func (h *host) takeAway(m mountInfo) error {
 	if err = unix.Statx(fd, "", emptyPath|unix.AT_STATX_DONT_SYNC, 0, &st); err != nil {
 		return err
 	}
-	if st.Mnt_id != m.id || unix.Mkdev(st.Dev_major, st.Dev_minor) != m.number {
+	if st.Mnt_id != m.ID || unix.Mkdev(st.Dev_major, st.Dev_minor) != m.number {
 		return errors.New("another mount is there")
 	}
 	return h.takeOff(fd)
@@ -309,23 +302,4 @@ func uniqueID(short uint32) (uint64, error) {
 func statmountWorks() bool {
 	_, err := statmount(0) // which is none
 	return !errors.Is(err, unix.ENOSYS)
-}
-
-// unescape undoes what mangle_path (fs/seq_file.c) does to blanks and backslashes in mountinfo.
-func unescape(s string) string {
-	if !strings.Contains(s, `\`) {
-		return s
-	}
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
 }
