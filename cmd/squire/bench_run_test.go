@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/squirefs/squire/bench"
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // TestBench measures a tiny image with all peers that are there, once, as root and as an ordinary user.
@@ -33,19 +35,9 @@ func TestBench(t *testing.T) {
 // newBenchLab has the binary, and an image that is made here.
 func newBenchLab(t *testing.T) *lab {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("mounts; not in short mode")
-	}
-	for _, tool := range []string{"mksquashfs", "fusermount3"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skip(err)
-		}
-	}
-	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err != nil {
-		t.Skipf("needs FUSE: %v", err)
-	}
-	f.Close()
+	testenv.NeedTime(t, "mounts")
+	testenv.NeedTools(t, "mksquashfs", "fusermount3")
+	testenv.NeedFUSE(t)
 	dir, err := os.MkdirTemp("", "squire-lab") // not t.TempDir: its parent is closed to other users
 	if err != nil {
 		t.Fatal(err)
@@ -55,28 +47,24 @@ func newBenchLab(t *testing.T) *lab {
 	src := filepath.Join(t.TempDir(), "tree")
 	for name, size := range map[string]int{"small": 100, "dir/small": 5000, "dir/large": 3 << 20, "private": 100} {
 		path := filepath.Join(src, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		if err = os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(path, []byte(strings.Repeat("all work and no play\n", size/21+1)), 0o644); err != nil {
+		if err = os.WriteFile(path, []byte(strings.Repeat("all work and no play\n", size/21+1)), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for name, mode := range map[string]os.FileMode{"private": 0o600, ".": 0o755} {
-		if err := os.Chmod(filepath.Join(src, name), mode); err != nil {
+		if err = os.Chmod(filepath.Join(src, name), mode); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, argv := range [][]string{
-		{"mksquashfs", src, l.images["tiny"], "-quiet", "-no-progress", "-all-root"},
-		{"go", "build", "-o", l.squire, "."},
-		{"chmod", "755", dir},
-	} {
-		cmd := exec.Command(argv[0], argv[1:]...)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%q: %v\n%s", argv, err, out)
-		}
+	err = errors.Join(testenv.Build(l.squire, ""), os.Chmod(dir, 0o755))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mksquashfs", src, l.images["tiny"], "-quiet", "-no-progress", "-all-root").CombinedOutput(); err != nil {
+		t.Fatalf("mksquashfs: %v\n%s", err, out)
 	}
 	return l
 }

@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -26,6 +25,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // commandName is argv[0] under which the test binary stands in for squire.
@@ -66,15 +67,7 @@ func importUsers() []int {
 // publicDir is a directory that the user with this id owns and reaches.
 func publicDir(t *testing.T, uid int) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "squire-import-") // the parents of t.TempDir are closed to others
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	if err := errors.Join(os.Chmod(dir, 0o755), os.Chown(dir, uid, uid)); err != nil {
-		t.Fatal(err)
-	}
-	return dir
+	return testenv.Dir(t, "", uid, uid)
 }
 
 // testRegistry is a registry in this process. It counts the layers that are asked for.

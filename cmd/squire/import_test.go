@@ -30,6 +30,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"golang.org/x/sys/unix"
 
+	"github.com/squirefs/squire/internal/testenv"
 	"github.com/squirefs/squire/sqfs/oci"
 )
 
@@ -514,9 +515,7 @@ func TestImportInsecure(t *testing.T) {
 // A full disk is noticed before, if it is clear that the image will not fit, and after that
 // leaves nothing.
 func TestImportFullDisk(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root, to mount a small file system")
-	}
+	testenv.NeedRoot(t, "to mount a small file system")
 	reg, dir := newRegistry(t), t.TempDir()
 	src := reg.push(t, "big:1", big(t))
 	for size, want := range map[string]string{"size=300k": dir + ": has 300 KiB free, the image takes about 1 MiB: no space left", "size=800k": "write " + dir + "/x.sqsh: no space left on device; -o names a file"} {
@@ -560,7 +559,7 @@ func TestImportInterrupted(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		if !waitUntil(testBound, func() bool { return reg.asked() > 0 }) {
+		if !testenv.Eventually(testBound, func() bool { return reg.asked() > 0 }) {
 			t.Fatal("nothing is asked for")
 		}
 		time.Sleep(rand.N(300 * time.Millisecond))
@@ -592,15 +591,6 @@ func hasTmpfile(t *testing.T, dir string) bool {
 	}
 	defer o.discard()
 	return o.hidden == ""
-}
-
-func waitUntil(limit time.Duration, ok func() bool) bool {
-	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if ok() {
-			return true
-		}
-	}
-	return false
 }
 
 // Of imports of one image at once to one file one makes it, and the others find it

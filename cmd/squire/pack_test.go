@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/squirefs/squire/internal/testenv"
 	"github.com/squirefs/squire/sqfs"
 	"github.com/squirefs/squire/sqfs/pack"
 )
@@ -375,7 +376,7 @@ func TestPackNamedPipe(t *testing.T) {
 			return strings.HasPrefix(to, filepath.Dir(image))
 		})
 	}
-	if !waitUntil(10*time.Second, begun) {
+	if !testenv.Eventually(10*time.Second, begun) {
 		t.Error("it does not begin")
 	}
 	_ = cmd.Process.Signal(unix.SIGINT)
@@ -387,7 +388,7 @@ func TestPackNamedPipe(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	waitUntil(10*time.Second, begun)
+	testenv.Eventually(10*time.Second, begun)
 	writer := exec.CommandContext(ctx, "sh", "-c", `cat >"$0"`, pipe) // to open a pipe waits, which only a process can be told to leave
 	writer.Stdin = bytes.NewReader(tarOf(t, entryOf{name: "a", text: "piped"}))
 	if err := writer.Run(); err != nil {

@@ -43,7 +43,7 @@ func testCompare(t *testing.T, l *lab, image string) {
 	}
 	t.Cleanup(func() { _ = syscall.Unmount(ours, syscall.MNT_DETACH) })
 	mounts := l.mounts()
-	if len(mounts) != 1 || mounts[0].point != ours || !strings.Contains(mounts[0].source, filepath.Base(image)) {
+	if len(mounts) != 1 || mounts[0].Point != ours || !strings.Contains(mounts[0].Source, filepath.Base(image)) {
 		t.Fatalf("mounts %v, want one on %s with the image as its source", mounts, ours)
 	}
 

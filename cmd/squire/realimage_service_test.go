@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // TestService drives squire over the service of a node, and over a user's own.
@@ -52,44 +54,8 @@ func (l *lab) with(s service, args ...string) []string {
 // daemon starts a service of the node and ends it with the test.
 func (l *lab) daemon(t *testing.T, flags ...string) service {
 	t.Helper()
-	dir, err := os.MkdirTemp(l.dir, "service")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	socket := filepath.Join(dir, "squire.sock")
-	cmd := exec.Command(l.squire, append([]string{"daemon", "--socket", socket, "--idle", "100ms", "--drain", "5s"}, flags...)...)
-	cmd.Dir = "/"
-	var log bytes.Buffer
-	cmd.Stderr = &log
-	cmd.WaitDelay = 2 * time.Second
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case err := <-ended:
-			if err != nil {
-				t.Errorf("the service ended with %v; it said: %s", err, &log)
-			}
-		case <-time.After(bound):
-			t.Error("the service does not end")
-			_ = cmd.Process.Kill()
-			<-ended
-			t.Logf("it said: %s", &log)
-		}
-		os.RemoveAll(dir)
-	})
-	s := service{"SQUIRE_SERVICE=node", "SQUIRE_SOCKET=" + socket}
-	if !eventually(bound, func() bool { _, err := os.Stat(socket); return err == nil }) {
-		t.Fatal("the service makes no socket")
-	}
-	return s
+	socket := testenv.Daemon(t, l.squire, l.dir, append([]string{"--idle", "100ms", "--drain", "5s"}, flags...)...)
+	return service{"SQUIRE_SERVICE=node", "SQUIRE_SOCKET=" + socket}
 }
 
 // stages lists the lab's processes with this name as their first argument.
@@ -216,7 +182,7 @@ func testServiceMount(t *testing.T, l *lab, s service, who user) {
 		if r := l.run(t, who, squire("mount", "-o", options, l.images["zstd"], dir)...); r != (result{}) {
 			t.Fatalf("mount: %+v", r)
 		}
-		if mounts := l.mounts(); len(mounts) != 1 || mounts[0].point != dir {
+		if mounts := l.mounts(); len(mounts) != 1 || mounts[0].Point != dir {
 			t.Errorf("mounts are %v", mounts)
 		}
 		want, r := result{stdout: "0:0\n"}, l.run(t, who, "stat", "-c", "%u:%g", dir+"/etc/passwd")

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +14,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/squirefs/squire/internal/mountinfo"
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // TestRealImage drives the squire binary on the images that testdata/rootfs.sh makes: a Debian system with Python.
@@ -81,17 +83,9 @@ type lab struct {
 // newLab skips the test where the images or the rights to use them are missing.
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("uses a root file system; not in short mode")
-	}
-	if os.Getuid() != 0 {
-		t.Skip("needs root, to mount with the kernel and to become other users")
-	}
-	if f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0); err != nil {
-		t.Skipf("needs FUSE: %v", err)
-	} else {
-		f.Close()
-	}
+	testenv.NeedTime(t, "uses a root file system")
+	testenv.NeedRoot(t, "to mount with the kernel and to become other users")
+	testenv.NeedFUSE(t)
 	src := os.Getenv("SQUIRE_TESTDIR")
 	if src == "" {
 		t.Skip("SQUIRE_TESTDIR does not name a directory with images: run make test")
@@ -107,17 +101,15 @@ func newLab(t *testing.T) *lab {
 		// The name is ours alone: mounts and processes are found by it.
 		l.images[comp] = filepath.Join(l.dir, filepath.Base(l.dir)+"-"+comp+".sqsh")
 		from := filepath.Join(src, "rootfs-"+comp+".sqsh")
-		if err := linkOrCopy(from, l.images[comp]); errors.Is(err, os.ErrNotExist) {
+		if err := testenv.LinkOrCopy(from, l.images[comp]); errors.Is(err, os.ErrNotExist) {
 			t.Skipf("no image: %v; run testdata/rootfs.sh", err)
 		} else if err != nil {
 			t.Fatal(err)
 		}
 	}
 	l.squire = filepath.Join(l.dir, "squire")
-	build := exec.Command("go", "build", "-o", l.squire, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build squire: %v\n%s", err, out)
+	if err := testenv.Build(l.squire, ""); err != nil {
+		t.Fatal(err)
 	}
 	if err := os.Chmod(l.dir, 0o755); err != nil {
 		t.Fatal(err)
@@ -138,7 +130,7 @@ func (l *lab) hidden() string {
 func (l *lab) clear() {
 	for _, m := range l.mounts() {
 		abortFUSE(m)
-		_ = syscall.Unmount(m.point, syscall.MNT_DETACH)
+		_ = syscall.Unmount(m.Point, syscall.MNT_DETACH)
 	}
 	for _, pid := range l.processes() {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
@@ -158,7 +150,7 @@ func (l *lab) file(t *testing.T, name string, data []byte) string {
 	return path
 }
 
-// mkdir makes a directory that belongs to who.
+// mkdir makes a directory that who alone can use.
 func (l *lab) mkdir(t *testing.T, who user) string {
 	t.Helper()
 	return mkdirIn(t, l.dir, who)
@@ -175,16 +167,14 @@ func (l *lab) mountPoint(t *testing.T, who user) string {
 
 func mkdirIn(t *testing.T, parent string, who user) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(parent, "dir")
-	if err != nil {
+	uid, gid := 0, 0
+	if who.cred != nil {
+		uid, gid = int(who.cred.Uid), int(who.cred.Gid)
+	}
+	dir := testenv.Dir(t, parent, uid, gid)
+	if err := os.Chmod(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if who.cred != nil {
-		if err := os.Chown(dir, int(who.cred.Uid), int(who.cred.Gid)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Cleanup(func() { os.Remove(dir) })
 	return dir
 }
 
@@ -196,12 +186,8 @@ type result struct {
 
 // command prepares a command that runs as who, in a process group of its own, and dies when ctx ends.
 func (l *lab) command(ctx context.Context, who user, argv ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Dir = "/"
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "HOME=/nonexistent", "SQUIRE_TRACE=0", "SQUIRE_SERVICE=off"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: who.cred, Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = 2 * time.Second // whoever inherited the pipes must not hold up the test
+	cmd := testenv.Command(ctx, who.cred, argv...)
+	cmd.Env = append(cmd.Env, "SQUIRE_TRACE=0", "SQUIRE_SERVICE=off")
 	return cmd
 }
 
@@ -209,66 +195,44 @@ func (l *lab) command(ctx context.Context, who user, argv ...string) *exec.Cmd {
 const bound = time.Minute
 
 // run runs a command to its end, for at most three minutes.
-func (l *lab) run(t *testing.T, who user, argv ...string) result {
+func (l *lab) run(t *testing.T, who user, argv ...string) (r result) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*bound)
 	defer cancel()
-	cmd := l.command(ctx, who, argv...)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	err := cmd.Run()
+	r.stdout, r.stderr, r.status = testenv.Finish(l.command(ctx, who, argv...))
 	if ctx.Err() != nil {
-		t.Fatalf("%q as %s: still running after three minutes; stderr: %s; processes: %s", argv, who.name, &stderr, describe(l.processes()))
+		t.Fatalf("%q as %s: still running after three minutes; stderr: %s; processes: %s", argv, who.name, r.stderr, describe(l.processes()))
 	}
-	if cmd.ProcessState == nil {
-		t.Fatalf("%q as %s: %v", argv, who.name, err)
-	}
-	r := result{stdout: stdout.String(), stderr: stderr.String(), status: cmd.ProcessState.ExitCode()}
-	if ws := cmd.ProcessState.Sys().(syscall.WaitStatus); ws.Signaled() {
-		r.status = 128 + int(ws.Signal())
+	if r.status < 0 {
+		t.Fatalf("%q as %s: %s", argv, who.name, r.stderr)
 	}
 	return r
 }
 
-// mount is one line of a mountinfo file.
-type mount struct {
-	dev, point, fstype, source string
-}
-
 // mounts lists, over the mount namespaces of all processes, squire's mounts of files in the lab and on directories in
 // it.
-func (l *lab) mounts() []mount {
-	var found []mount
+func (l *lab) mounts() []mountinfo.Mount {
+	var found []mountinfo.Mount
 	infos, _ := filepath.Glob("/proc/[0-9]*/mountinfo")
 	for _, info := range infos {
 		text, err := os.ReadFile(info) // a process may be gone by now
 		if err != nil || !bytes.Contains(text, []byte(filepath.Base(l.dir))) {
 			continue
 		}
-		for line := range strings.Lines(string(text)) {
-			m, err := parseMount(line)
-			if err == nil && m.fstype == "fuse.squire" && (strings.Contains(m.source, filepath.Base(l.dir)) || strings.HasPrefix(m.point, l.dir) || strings.HasPrefix(m.point, l.hidden())) {
+		for _, m := range mountinfo.Parse(string(text)) {
+			if m.Type == "fuse.squire" && (strings.Contains(m.Source, filepath.Base(l.dir)) || strings.HasPrefix(m.Point, l.dir) || strings.HasPrefix(m.Point, l.hidden())) {
+				m.ID = 0 // another one in each namespace
 				found = append(found, m)
 			}
 		}
 	}
-	slices.SortFunc(found, func(a, b mount) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+	slices.SortFunc(found, func(a, b mountinfo.Mount) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
 	return slices.Compact(found)
 }
 
-// parseMount parses a line of mountinfo: see proc(5).
-func parseMount(line string) (mount, error) {
-	before, after, ok := strings.Cut(line, " - ")
-	f, g := strings.Fields(before), strings.Fields(after)
-	if !ok || len(f) < 6 || len(g) < 2 {
-		return mount{}, fmt.Errorf("mountinfo line %q: too few fields", line)
-	}
-	return mount{dev: f[2], point: f[4], fstype: g[0], source: g[1]}, nil
-}
-
 // abortFUSE ends a FUSE connection whatever its server does, so that nobody hangs on it.
-func abortFUSE(m mount) {
-	_, minor, _ := strings.Cut(m.dev, ":")
+func abortFUSE(m mountinfo.Mount) {
+	_, minor, _ := strings.Cut(m.Device, ":")
 	_ = os.WriteFile("/sys/fs/fuse/connections/"+minor+"/abort", []byte("1"), 0)
 }
 
@@ -333,58 +297,4 @@ func describe(pids []int) string {
 	return b.String()
 }
 
-// eventually asks again and again until ok says yes or the time is up.
-func eventually(limit time.Duration, ok func() bool) bool {
-	for end := time.Now().Add(limit); ; time.Sleep(50 * time.Millisecond) {
-		if ok() {
-			return true
-		}
-		if time.Now().After(end) {
-			return false
-		}
-	}
-}
-
-func linkOrCopy(from, to string) error {
-	if err := os.Link(from, to); err == nil || errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	src, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	dst, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
-	if _, err := io.Copy(dst, src); err != nil {
-		dst.Close()
-		return err
-	}
-	return dst.Close()
-}
-
-func TestParseMount(t *testing.T) {
-	tests := []struct {
-		name, line string
-		want       mount
-		bad        bool
-	}{
-		{
-			name: "optional fields", line: "36 35 98:0 / /mnt\\040a ro,nosuid shared:1 master:2 - fuse.squire image.sqsh ro,user_id=0\n",
-			want: mount{dev: "98:0", point: "/mnt\\040a", fstype: "fuse.squire", source: "image.sqsh"},
-		},
-		{name: "no optional field", line: "1 2 0:5 / / rw - tmpfs none rw", want: mount{dev: "0:5", point: "/", fstype: "tmpfs", source: "none"}},
-		{name: "no separator", line: "1 2 0:5 / / rw tmpfs none rw", bad: true},
-		{name: "empty", bad: true},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			got, err := parseMount(tt.line)
-			if (err != nil) != tt.bad || got != tt.want {
-				t.Errorf("parseMount(%q) = %v, %v", tt.line, got, err)
-			}
-		})
-	}
-}
+func eventually(limit time.Duration, ok func() bool) bool { return testenv.Eventually(limit, ok) }

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/squirefs/squire/internal/testenv"
 	"github.com/squirefs/squire/sqfs"
 	"github.com/squirefs/squire/sqfs/trace"
 )
@@ -164,7 +165,7 @@ func testTraceOfOther(t *testing.T, tr *tracer) {
 	dir := tr.mkdir(t, tr.who)
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	image := filepath.Join(dir, "image.sqsh")
-	if err := linkOrCopy(tr.images["zstd"], image); err != nil {
+	if err := testenv.LinkOrCopy(tr.images["zstd"], image); err != nil {
 		t.Fatal(err)
 	}
 	r := tr.run(t, tr.who, tr.argv("trace", "record", image, "--", "python3", "-c", script)...)
@@ -178,7 +179,7 @@ func testTraceOfOther(t *testing.T, tr *tracer) {
 	if err := os.Remove(image); err != nil {
 		t.Fatal(err)
 	}
-	if err := linkOrCopy(tr.images["gzip"], image); err != nil {
+	if err := testenv.LinkOrCopy(tr.images["gzip"], image); err != nil {
 		t.Fatal(err)
 	}
 	if replayed, again := tr.pythonIn(t, image); replayed != 0 || again == 0 {

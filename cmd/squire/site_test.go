@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // useSite makes a directory stand in for /etc/squire until the test ends. Files in it
@@ -29,9 +31,7 @@ func useSite(t *testing.T, files map[string]string) string {
 
 func needRoot(t *testing.T) {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root: files of the site must be root's")
-	}
+	testenv.NeedRoot(t, "for what counts only if it is root's")
 }
 
 func TestSiteMounts(t *testing.T) {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/fusefs/noded"
+	"github.com/squirefs/squire/internal/testenv"
 	"github.com/squirefs/squire/runtime"
 )
 
@@ -48,7 +49,7 @@ func newStepImage(t *testing.T, uid int) *stepImage {
 	i.file = filepath.Join(i.dir, "image.sqsh")
 	tree := filepath.Join(i.dir, "tree")
 	for _, d := range []string{"bin", "etc", "proc", "sys", "dev", "tmp", "work"} {
-		if err := os.MkdirAll(filepath.Join(tree, d), 0o755); err != nil {
+		if err = os.MkdirAll(filepath.Join(tree, d), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -550,8 +551,14 @@ func TestStepHostileMessages(t *testing.T) {
 		text  string
 		files int
 	}{
-		{"{}", 0}, {"{", 0}, {"[1,2]", 2}, {`{"end":7}`, 1}, {"{}", 9}, {"{}", 200},
-		{strings.Repeat("x", maxStepMessage+1), 3}, {"{}", 3}, // 3: /dev/null is no socket
+		{"{}", 0},
+		{"{", 0},
+		{"[1,2]", 2},
+		{`{"end":7}`, 1},
+		{"{}", 9},
+		{"{}", 200},
+		{strings.Repeat("x", maxStepMessage+1), 3},
+		{"{}", 3}, // 3: /dev/null is no socket
 	} {
 		if err := s.send(m.text, slices.Repeat([]*os.File{null}, m.files)...); err != nil {
 			t.Fatal(err)
@@ -770,11 +777,4 @@ func FuzzSlurmTask(f *testing.F) {
 const testBound = time.Minute
 
 // soon reports whether something becomes true in time.
-func soon(is func() bool) bool {
-	for end := time.Now().Add(testBound); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if is() {
-			return true
-		}
-	}
-	return false
-}
+func soon(is func() bool) bool { return testenv.Eventually(testBound, is) }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/squirefs/squire/internal/testenv"
 	"github.com/squirefs/squire/sqfs"
 	"github.com/squirefs/squire/sqfs/trace"
 )
@@ -221,9 +222,7 @@ func TestTraceUsed(t *testing.T) {
 
 // A trace that a third party has put beside an image does not count.
 func TestTraceOfStranger(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root, to give files away")
-	}
+	testenv.NeedRoot(t, "to give files away")
 	image, _, tr := tracedCopy(t)
 	writeTrace(t, sidecar(image), tr)
 	for _, tt := range []struct {

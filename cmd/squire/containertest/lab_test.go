@@ -138,7 +138,7 @@ func (w *who) dirs(t *testing.T) {
 // daemon starts a service of the node for the test.
 func (l *lab) daemon(t *testing.T) string {
 	t.Helper()
-	return testenv.Daemon(t, l.squire, l.dir)
+	return testenv.Daemon(t, l.squire, l.dir, "--idle", "1s")
 }
 
 func done(ended <-chan struct{}) bool { return testenv.Done(ended) }

@@ -111,7 +111,7 @@ func each(t *testing.T, ways []string, test func(t *testing.T, w *who)) {
 // daemon starts a service of the node for the test.
 func (l *lab) daemon(t *testing.T) string {
 	t.Helper()
-	return testenv.Daemon(t, l.squire, l.dir)
+	return testenv.Daemon(t, l.squire, l.dir, "--idle", "1s")
 }
 
 func eventually(holds func() bool) bool { return testenv.Eventually(time.Minute, holds) }
