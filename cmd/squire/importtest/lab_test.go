@@ -3,7 +3,6 @@
 package importtest
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -13,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // lab is a directory that every user can read, with the binary in it.
@@ -38,30 +39,12 @@ var root = users[0]
 // newLab skips the test without the rights and the tools that it needs.
 func newLab(t *testing.T, tools ...string) *lab {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("imports with the binary and mounts; not in short mode")
-	}
-	if os.Getuid() != 0 {
-		t.Skip("needs root, to own files as images do, to mount with the kernel and to become other users")
-	}
-	for _, tool := range tools {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("needs %s: run testdata/deps.sh", tool)
-		}
-	}
-	// Not t.TempDir: its parent is closed to other users.
-	dir, err := os.MkdirTemp("", "squire-import")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NeedTime(t, "imports with the binary and mounts")
+	testenv.NeedRoot(t, "to own files as images do, to mount with the kernel and to become other users")
+	testenv.NeedTools(t, tools...)
+	dir := testenv.Dir(t, "", 0, 0)
 	l := &lab{dir: dir, squire: filepath.Join(dir, "squire")}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	build := exec.Command("go", "build", "-o", l.squire, "..")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build squire: %v\n%s", err, out)
-	}
-	if err := os.Chmod(dir, 0o755); err != nil {
+	if err := testenv.Build(l.squire, ""); err != nil {
 		t.Fatal(err)
 	}
 	return l
@@ -70,20 +53,11 @@ func newLab(t *testing.T, tools ...string) *lab {
 // mkdir makes a directory that belongs to who and goes with the test.
 func (l *lab) mkdir(t *testing.T, who user) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(l.dir, "dir")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	uid, gid := 0, 0
 	if who.cred != nil {
-		if err := os.Chown(dir, int(who.cred.Uid), int(who.cred.Gid)); err != nil {
-			t.Fatal(err)
-		}
+		uid, gid = int(who.cred.Uid), int(who.cred.Gid)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
+	return testenv.Dir(t, l.dir, uid, gid)
 }
 
 // result is how a command ended.
@@ -95,28 +69,19 @@ type result struct {
 // command prepares a command that runs as who with home as its home directory, in a process group of its own, and dies
 // when ctx ends.
 func command(ctx context.Context, who user, home string, argv ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd := testenv.Command(ctx, who.cred, argv...)
 	cmd.Dir = home
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "HOME=" + home,
-		"SQUIRE_SERVICE=off"} // a service of the user's would outlive the test
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: who.cred, Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = 2 * time.Second
+	cmd.Env = []string{testenv.Path, "LC_ALL=C.UTF-8", "HOME=" + home, "SQUIRE_SERVICE=off"} // a service of the user's would outlive the test
 	return cmd
 }
 
 // finish runs a command to its end.
-func finish(t *testing.T, cmd *exec.Cmd) result {
+func finish(t *testing.T, cmd *exec.Cmd) (r result) {
 	t.Helper()
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	err := cmd.Run()
-	if cmd.ProcessState == nil {
-		t.Fatalf("%q: %v", cmd.Args, err)
+	if r.stdout, r.stderr, r.status = testenv.Finish(cmd); r.status < 0 {
+		t.Fatalf("%q: %s", cmd.Args, r.stderr)
 	}
-	r := result{stdout: stdout.String(), stderr: stderr.String(), status: cmd.ProcessState.ExitCode()}
-	if ws := cmd.ProcessState.Sys().(syscall.WaitStatus); ws.Signaled() {
-		r.status = 128 + int(ws.Signal())
+	if r.status > 128 {
 		t.Logf("%q: %s", cmd.Args, cmd.ProcessState)
 	}
 	return r
