@@ -5,7 +5,6 @@
 package slurmtest
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,13 +15,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 func TestMain(m *testing.M) {
@@ -77,22 +75,10 @@ const (
 // theLab starts the cluster at its first use, and skips the test without the rights and the tools that it needs.
 func theLab(t *testing.T) *lab {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("runs a Slurm cluster; not in short mode")
-	}
-	if os.Getuid() != 0 {
-		t.Skip("needs root, to start Slurm")
-	}
-	if f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0); err != nil {
-		t.Skipf("needs FUSE: %v", err)
-	} else {
-		f.Close()
-	}
-	for _, tool := range []string{"slurmctld", "slurmd", "srun", "munge", "cc", "mksquashfs"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("needs %s: run testdata/deps.sh", tool)
-		}
-	}
+	testenv.NeedTime(t, "runs a Slurm cluster")
+	testenv.NeedRoot(t, "to start Slurm")
+	testenv.NeedFUSE(t)
+	testenv.NeedTools(t, "slurmctld", "slurmd", "srun", "munge", "cc", "mksquashfs")
 	if _, err := os.Stat(debian()); err != nil {
 		t.Skipf("needs an image of Debian: run testdata/rootfs.sh: %v", err)
 	}
@@ -140,10 +126,8 @@ func (l *lab) build() error {
 		return err
 	}
 	places := "-X main.siteDir=" + l.site() + " -X main.dataTop=" + l.at("data")
-	cmd := exec.Command("go", "build", "-ldflags", places, "-o", l.squire, "../../squire")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build squire: %w\n%s", err, out)
+	if err := testenv.Build(l.squire, places); err != nil {
+		return err
 	}
 	out, err := exec.Command("cc", "-std=gnu99", "-O2", "-Wall", "-fPIC", "-shared", "-o", l.plugin, "../spank_squire.c").CombinedOutput()
 	if err != nil {
@@ -155,13 +139,7 @@ func (l *lab) build() error {
 // site is the cluster's /etc/squire.
 func (l *lab) site() string { return l.at("site") }
 
-func (l *lab) copyImage() error {
-	content, err := os.ReadFile(debian())
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(l.image, content, 0o644)
-}
+func (l *lab) copyImage() error { return testenv.CopyFile(debian(), l.image, 0o644) }
 
 // addUser makes an account for this cluster alone.
 func (l *lab) addUser() error { return l.makeUser(fmt.Sprintf("squire%d", os.Getpid())) }
@@ -204,8 +182,10 @@ func (l *lab) startCluster() error {
 	if err != nil {
 		return err
 	}
-	settings := []string{"start", l.dir, fmt.Sprint("nodes=", labNodes), fmt.Sprint("cpus=", labCPUs), fmt.Sprint("gpus=", labGPUs),
-		fmt.Sprint("memory=", labMemory), fmt.Sprint("port=", port)}
+	settings := []string{
+		"start", l.dir, fmt.Sprint("nodes=", labNodes), fmt.Sprint("cpus=", labCPUs), fmt.Sprint("gpus=", labGPUs),
+		fmt.Sprint("memory=", labMemory), fmt.Sprint("port=", port),
+	}
 	for _, name := range []string{"prolog", "epilog"} {
 		if err = writeFile(l.at(name), fmt.Sprintf(loggedScript, name, l.at("prologs"))); err != nil {
 			return err
@@ -262,9 +242,7 @@ func (l *lab) stop() {
 
 // remove takes away what is no process.
 func (l *lab) remove() {
-	for _, dir := range mountsBelow(l.dir) {
-		_ = unix.Unmount(dir, unix.MNT_DETACH)
-	}
+	testenv.UnmountBelow(l.dir)
 	if l.user.name != "" {
 		// Not for a process of theirs that is dying: it is not what ends it.
 		if out, err := exec.Command("userdel", "--force", l.user.name).CombinedOutput(); err != nil {
@@ -279,17 +257,6 @@ func (l *lab) remove() {
 	if l.lock != nil {
 		l.lock.Close()
 	}
-}
-
-// mountsBelow returns the directories below dir that something is mounted on, the innermost first.
-func mountsBelow(dir string) (dirs []string) {
-	b, _ := os.ReadFile("/proc/self/mountinfo")
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
-			dirs = append([]string{f[4]}, dirs...)
-		}
-	}
-	return dirs
 }
 
 // restart restarts a node's slurmd or slurmctld, after a SIGKILL if how is "kill".
@@ -324,18 +291,7 @@ func (l *lab) writePlugstack(arguments string) error {
 // userDir is a directory of the user's that goes with the test.
 func (l *lab) userDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(l.dir, "dir")
-	if err == nil {
-		err = os.Chmod(dir, 0o755)
-	}
-	if err == nil {
-		err = os.Chown(dir, int(l.user.uid), int(l.user.gid))
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
+	return testenv.Dir(t, l.dir, int(l.user.uid), int(l.user.gid))
 }
 
 // result is how a command ended.
@@ -352,35 +308,21 @@ func (l *lab) command(t *testing.T, who account, env []string, dir string, argv 
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), bound)
 	t.Cleanup(cancel)
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd := testenv.Command(ctx, testenv.Credential(who.uid, who.gid), argv...)
 	cmd.Dir = dir
 	cmd.Env = slices.Concat([]string{
-		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + who.home, "USER=" + who.name, "PWD=" + dir,
+		testenv.Path, "HOME=" + who.home, "USER=" + who.name, "PWD=" + dir,
 		"LC_ALL=C.UTF-8", "SLURM_CONF=" + l.at("slurm.conf"), "SQUIRE_SOCKET=" + l.socket,
 	}, env)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if who != rootAccount {
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: who.uid, Gid: who.gid}
-	}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = 2 * time.Second
+	cmd.SysProcAttr.Setpgid, cmd.SysProcAttr.Setsid = false, true
 	return cmd
 }
 
 // runAs runs a command of somebody's to its end.
-func (l *lab) runAs(t *testing.T, who account, env []string, dir string, argv ...string) result {
+func (l *lab) runAs(t *testing.T, who account, env []string, dir string, argv ...string) (r result) {
 	t.Helper()
-	cmd := l.command(t, who, env, dir, argv...)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	err := cmd.Run()
-	if cmd.ProcessState == nil {
-		t.Errorf("%q: %v", argv, err)
-		return result{code: -1}
-	}
-	r := result{stdout: stdout.String(), stderr: stderr.String(), code: cmd.ProcessState.ExitCode()}
-	if ws := cmd.ProcessState.Sys().(syscall.WaitStatus); ws.Signaled() {
-		r.code = 128 + int(ws.Signal())
+	if r.stdout, r.stderr, r.code = testenv.Finish(l.command(t, who, env, dir, argv...)); r.code < 0 {
+		t.Errorf("%q: %s", argv, r.stderr)
 	}
 	return r
 }

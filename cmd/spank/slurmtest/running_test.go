@@ -13,7 +13,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
+
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // running is a step that waits until end is called.
@@ -407,11 +408,4 @@ func eventually(t *testing.T, what string, is func() bool) {
 }
 
 // within waits until something is so, for as long as only a failure takes.
-func within(is func() bool) bool {
-	for end := time.Now().Add(bound / 2); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		if is() {
-			return true
-		}
-	}
-	return false
-}
+func within(is func() bool) bool { return testenv.Eventually(bound/2, is) }

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // A run that is killed, or whose time is over, leaves its cluster behind: daemons, mounts, a user. The next one takes away
@@ -128,14 +130,8 @@ func (l *lab) leftProcesses() (pids []int) {
 
 // What a dead run has left goes: its directory, processes, mounts and user; that of a living one stays.
 func TestSweep(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root, to make an account")
-	}
-	for _, tool := range []string{"useradd", "userdel"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("needs %s", tool)
-		}
-	}
+	testenv.NeedRoot(t, "to make an account")
+	testenv.NeedTools(t, "useradd", "userdel")
 	top := t.TempDir()
 	var runs []*lab
 	for i, name := range []string{"dead", "alive"} {
@@ -203,7 +199,7 @@ func TestSweep(t *testing.T) {
 	if err := bystander.Process.Signal(syscall.Signal(0)); err != nil || done(bystander.Process.Pid) {
 		t.Errorf("a process of the living run is gone: %v", err)
 	}
-	if len(mountsBelow(alive.dir)) != 1 {
+	if len(testenv.MountsBelow(alive.dir)) != 1 {
 		t.Error("the living run's mount is gone")
 	}
 	alive.lock.Close()
