@@ -13,6 +13,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/squirefs/squire/cache"
+	"github.com/squirefs/squire/internal/testenv"
 	"github.com/squirefs/squire/sqfs"
 )
 
@@ -117,13 +118,7 @@ func startAhead(t *testing.T, f *FS) {
 // eventually waits until ok, which is asked again and again.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for range 2000 {
-		if ok() {
-			return
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	t.Fatal("waited in vain: ", what)
+	testenv.Await(t, moment, what, ok)
 }
 
 func lookUp(t *testing.T, f *FS, name string) sqfs.Inode {

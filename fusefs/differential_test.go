@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/squirefs/squire/internal/testenv"
 	"github.com/squirefs/squire/sqfs"
 	"github.com/squirefs/squire/testdata/hostile"
 )
@@ -46,7 +47,7 @@ func TestDifferential(t *testing.T) {
 func differential(t *testing.T, seed uint64) {
 	rnd := rand.New(rand.NewPCG(seed, 17))
 	p := randomPacking(rnd)
-	work := memoryDir(t)
+	work := testenv.MemoryDir(t)
 	tree, image := filepath.Join(work, "tree"), filepath.Join(work, "image")
 	if err := os.Mkdir(tree, 0o755); err != nil {
 		t.Fatal(err)
@@ -74,18 +75,6 @@ func differential(t *testing.T, seed uint64) {
 		t.Fatalf("unsquashfs: %v: %s", err, b)
 	}
 	check("unsquashfs", hostile.DirView(out))
-}
-
-// memoryDir returns a directory that is gone after the test, in memory if possible: that has
-// room for all attributes.
-func memoryDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "differential")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
 }
 
 // packing is a way to make an image.

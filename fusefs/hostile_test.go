@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/squirefs/squire/internal/testenv"
 	"github.com/squirefs/squire/sqfs"
 	"github.com/squirefs/squire/testdata/hostile"
 )
@@ -59,7 +60,7 @@ type hostileServer struct {
 	cmd  *exec.Cmd
 	conn *net.UnixConn
 	in   *json.Decoder
-	log  lockedBuffer
+	log  testenv.Buffer
 }
 
 func startHostile(t *testing.T) *hostileServer {

@@ -2,7 +2,6 @@ package fusefs
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -21,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/cache"
+	"github.com/squirefs/squire/internal/testenv"
 	"github.com/squirefs/squire/sqfs"
 )
 
@@ -231,25 +231,8 @@ type server struct {
 	cmd  *exec.Cmd
 	in   io.WriteCloser
 	out  *bufio.Reader
-	log  lockedBuffer
+	log  testenv.Buffer
 	once sync.Once
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // limit is how long a mount of a test may live. Then its server is killed, which frees whoever hangs on it.
@@ -261,23 +244,13 @@ const moment = time.Minute
 // needRoot skips tests that mount.
 func needRoot(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to mount")
-	}
-	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err != nil {
-		t.Skip("needs FUSE: ", err)
-	}
-	dev.Close()
+	testenv.NeedRoot(t, "to mount")
+	testenv.NeedFUSE(t)
 }
 
 func needTool(t testing.TB, names ...string) {
 	t.Helper()
-	for _, name := range names {
-		if _, err := exec.LookPath(name); err != nil {
-			t.Skipf("needs %s in PATH", name)
-		}
-	}
+	testenv.NeedTools(t, names...)
 }
 
 // mountImage mounts r.Image on a new directory, until the end of the test.

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // randomTree makes trees of files of all kinds. Equal seeds give equal trees.
@@ -85,26 +87,7 @@ func (r *randomTree) exists(path string) bool {
 	return err == nil
 }
 
-// name returns a name of any bytes that Linux allows.
-func (r *randomTree) name() string {
-	n := 1 + r.rnd.IntN(12)
-	if r.rnd.IntN(20) == 0 {
-		n = 255
-	}
-	b := make([]byte, n)
-	for i := range b {
-		if b[i] = "abcXYZ019._- \n\\'\"*"[r.rnd.IntN(18)]; r.rnd.IntN(10) == 0 {
-			b[i] = byte(1 + r.rnd.IntN(255))
-		}
-		if b[i] == '/' {
-			b[i] = '|'
-		}
-	}
-	if s := string(b); s == "." || s == ".." {
-		return "dots"
-	}
-	return string(b)
-}
+func (r *randomTree) name() string { return testenv.RandomName(r.rnd) }
 
 func (r *randomTree) dir(path string) {
 	r.check(os.Mkdir(path, 0o755))

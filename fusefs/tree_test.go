@@ -365,6 +365,7 @@ func TestNoMessages(t *testing.T) {
 	before := s.figures().Stats
 	use()
 	after := s.figures().Stats
+	before.Latency, after.Latency = nil, nil // which is noted when the answer has gone out: maybe of the first walk's after it
 	if !reflect.DeepEqual(before, after) {
 		t.Errorf("a warm walk sent messages:\nbefore %+v\n after %+v", before, after)
 	}

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // nobody returns the credentials of the user nobody, and a directory under /tmp that it may search, with a copy of
@@ -41,11 +43,7 @@ func nobody(t *testing.T) (cred *syscall.Credential, dir, binary string) {
 
 func copyFile(t *testing.T, from, to string, mode os.FileMode) {
 	t.Helper()
-	data, err := os.ReadFile(from)
-	if err == nil {
-		err = os.WriteFile(to, data, mode)
-	}
-	if err != nil {
+	if err := testenv.CopyFile(from, to, mode); err != nil {
 		t.Fatal(err)
 	}
 }

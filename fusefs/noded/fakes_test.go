@@ -21,6 +21,7 @@ import (
 	"github.com/squirefs/squire/fusefs"
 	"github.com/squirefs/squire/fusefs/noded/mounter"
 	"github.com/squirefs/squire/fusefs/noded/server"
+	"github.com/squirefs/squire/internal/testenv"
 	"github.com/squirefs/squire/internal/wire"
 )
 
@@ -455,11 +456,7 @@ func imageFile(t *testing.T, name string) *os.File {
 // eventually waits until ok.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(limit); !ok(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("never: ", what)
-		}
-	}
+	testenv.Await(t, limit, what, ok)
 }
 
 // all is the view that only root may ask for, squashed that of everybody.

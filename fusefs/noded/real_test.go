@@ -29,6 +29,7 @@ import (
 
 	"github.com/squirefs/squire/fusefs/noded/mounter"
 	"github.com/squirefs/squire/fusefs/noded/server"
+	"github.com/squirefs/squire/internal/testenv"
 	"github.com/squirefs/squire/internal/wire"
 )
 
@@ -94,17 +95,9 @@ const limit = 60 * time.Second // of what takes much less
 
 func needRoot(t *testing.T) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to mount")
-	}
-	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err != nil {
-		t.Skip("needs FUSE: ", err)
-	}
-	dev.Close()
-	if _, err = exec.LookPath("mksquashfs"); err != nil {
-		t.Skip("needs mksquashfs")
-	}
+	testenv.NeedRoot(t, "to mount")
+	testenv.NeedFUSE(t)
+	testenv.NeedTools(t, "mksquashfs")
 }
 
 // service is a keeper process, and who would be systemd.
@@ -118,31 +111,13 @@ type service struct {
 	mu  sync.Mutex
 	cmd *exec.Cmd
 	in  io.WriteCloser
-	out *lockedBuffer
-}
-
-// lockedBuffer is what a process says, which may be read meanwhile.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
+	out *testenv.Buffer
 }
 
 func startService(t *testing.T, stored bool, env ...string) *service {
 	t.Helper()
 	needRoot(t)
-	s := &service{t: t, socket: socketIn(t), env: env, out: new(lockedBuffer)}
+	s := &service{t: t, socket: socketIn(t), env: env, out: new(testenv.Buffer)}
 	if stored {
 		s.store = newManager(t)
 		l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: s.socket, Net: "unixpacket"})

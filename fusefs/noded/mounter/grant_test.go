@@ -6,13 +6,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 func deadline() time.Time { return time.Now().Add(time.Minute) }
@@ -275,7 +276,7 @@ func TestRestart(t *testing.T) {
 		return clone
 	}
 	first := grant(c)
-	for _, pid := range childrenOf(t, c.proc.Pid) {
+	for _, pid := range testenv.Children(c.proc.Pid) {
 		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
@@ -295,26 +296,6 @@ func TestRestart(t *testing.T) {
 			t.Fatal("grant ", i+1)
 		}
 	}
-}
-
-// childrenOf lists the processes that pid has started.
-func childrenOf(t *testing.T, pid int) (pids []int) {
-	t.Helper()
-	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	for _, name := range lists {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			continue
-		}
-		for _, f := range strings.Fields(string(b)) {
-			n, err := strconv.Atoi(f)
-			if err != nil {
-				t.Fatal(err)
-			}
-			pids = append(pids, n)
-		}
-	}
-	return pids
 }
 
 // The superblock ends when the last clone does, and not before, whatever the mounter still has.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/fusefs"
+	"github.com/squirefs/squire/internal/testenv"
 	"github.com/squirefs/squire/internal/wire"
 )
 
@@ -86,7 +87,7 @@ func TestEndsWithKeeper(t *testing.T) {
 func lockersOf(t *testing.T, mounter int) (pids []int) {
 	t.Helper()
 	for end := deadline(); len(pids) == 0 && time.Now().Before(end); time.Sleep(time.Millisecond) {
-		for _, pid := range childrenOf(t, mounter) {
+		for _, pid := range testenv.Children(mounter) {
 			line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 			if err == nil && string(line) == lockerName+"\x00" {
 				pids = append(pids, pid)
@@ -175,7 +176,7 @@ func TestDropAfterRestart(t *testing.T) {
 				}
 				clone.Close()
 			}
-			for _, pid := range childrenOf(t, c.proc.Pid) {
+			for _, pid := range testenv.Children(c.proc.Pid) {
 				_ = unix.Kill(pid, unix.SIGKILL)
 			}
 		}

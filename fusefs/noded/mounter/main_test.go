@@ -14,6 +14,7 @@ import (
 
 	"github.com/squirefs/squire/fusefs"
 	"github.com/squirefs/squire/internal/rights"
+	"github.com/squirefs/squire/internal/testenv"
 	"github.com/squirefs/squire/sqfs"
 )
 
@@ -66,17 +67,9 @@ var testUser = fusefs.Owner{UID: testUID, GID: testGID}
 
 func needRoot(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to mount")
-	}
-	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err != nil {
-		t.Skip("needs FUSE: ", err)
-	}
-	dev.Close()
-	if _, err := exec.LookPath("mksquashfs"); err != nil {
-		t.Skip("needs mksquashfs")
-	}
+	testenv.NeedRoot(t, "to mount")
+	testenv.NeedFUSE(t)
+	testenv.NeedTools(t, "mksquashfs")
 }
 
 // needLocker skips tests of locked clones where no process starts in a namespace without files.

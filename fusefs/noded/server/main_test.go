@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/fusefs"
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // Names of processes that read mounts, as argv[0]: those who hold devices must not.
@@ -59,14 +60,8 @@ const limit = time.Minute // of what takes much less
 
 func needRoot(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to mount")
-	}
-	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err != nil {
-		t.Skip("needs FUSE: ", err)
-	}
-	dev.Close()
+	testenv.NeedRoot(t, "to mount")
+	testenv.NeedFUSE(t)
 }
 
 // newNode starts a server.
@@ -358,12 +353,7 @@ func imageOf(t testing.TB, dir string, args ...string) string {
 }
 
 // eventually waits for something that takes a moment.
-func eventually(t testing.TB, what string, cond func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if cond() {
-			return
-		}
-	}
-	t.Fatalf("waited in vain for %s", what)
+	testenv.Await(t, limit, what, ok)
 }

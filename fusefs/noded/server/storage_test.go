@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/internal/rights"
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // hangingStorage returns a directory with two images on storage that hangs from when hang is called until resume is, or
@@ -46,11 +47,7 @@ func hangingStorage(t *testing.T) (dir string, hang, resume func()) {
 
 func copyFile(t *testing.T, from, to string) {
 	t.Helper()
-	b, err := os.ReadFile(from)
-	if err == nil {
-		err = os.WriteFile(to, b, 0o644)
-	}
-	if err != nil {
+	if err := testenv.CopyFile(from, to, 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
