@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // These tests attack: an image that is not what it should be, a process beside that swaps what is looked at, a command
@@ -313,9 +315,7 @@ func TestInitLeadsNowhere(t *testing.T) {
 // (CVE-2025-23266)
 func TestHostileEnvironment(t *testing.T) {
 	forUsers(t, func(t *testing.T, w who, root string) {
-		if os.Getuid() != 0 {
-			t.Skip("needs root, to look at the init stage")
-		}
+		testenv.NeedRoot(t, "to look at the init stage")
 		hostile := []string{
 			"LD_PRELOAD=/no/such.so", "LD_AUDIT=/no/such.so", "GLIBC_TUNABLES=glibc.malloc.check=3", "GODEBUG=madvdontneed=1,inittrace=1",
 			"GOTRACEBACK=crash", "GOMAXPROCS=1000", "BASH_ENV=/no/such", "ENV=/no/such", "IFS=/", "NVIDIA_VISIBLE_DEVICES=../../../etc", "TMPDIR=/no/such",
@@ -323,19 +323,8 @@ func TestHostileEnvironment(t *testing.T) {
 		}
 		cmd := runner(t, w, Spec{Dir: root, Environ: hostile, Command: []string{"/bin/sh", "-c", `/bin/env; echo started; exec sleep 600`}})
 		cmd.Env = append(cmd.Env, hostile...)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err = cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-		})
-		newLines(out).want(t, "started")
-		pids := childrenOf(cmd.Process.Pid)
+		begin(t, cmd)
+		pids := testenv.Children(cmd.Process.Pid)
 		if len(pids) == 0 {
 			t.Fatal("the runner has no children")
 		}
@@ -420,7 +409,7 @@ func TestKilledAtAnyTime(t *testing.T) {
 			if i%2 == 0 {
 				_ = cmd.Process.Kill()
 			} else {
-				for _, pid := range childrenOf(cmd.Process.Pid) {
+				for _, pid := range testenv.Children(cmd.Process.Pid) {
 					_ = unix.Kill(pid, unix.SIGKILL)
 				}
 				timer := time.AfterFunc(200*time.Millisecond, func() { _ = cmd.Process.Kill() }) // there was no child yet

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // execName is the test binary as "squire exec": its arguments are a process id and a
@@ -68,20 +70,9 @@ func background(t *testing.T, w who, s Spec) (runnerPID, commandPID int) {
 	t.Helper()
 	s.Command = []string{"/bin/sh", "-c", "echo started; exec sleep 600"}
 	cmd := runner(t, w, s)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err = cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	newLines(out).want(t, "started")
-	for _, init := range childrenOf(cmd.Process.Pid) {
-		for _, pid := range childrenOf(init) {
+	begin(t, cmd)
+	for _, init := range testenv.Children(cmd.Process.Pid) {
+		for _, pid := range testenv.Children(init) {
 			return cmd.Process.Pid, pid
 		}
 	}
@@ -96,7 +87,7 @@ func TestExec(t *testing.T) {
 		}
 		s := Spec{Dir: root, Workdir: "/opt", Unshare: []string{"pid", "ipc", "net"}, Hostname: "inside", SetEnv: []string{"C=run"}, Writable: true}
 		runnerPID, commandPID := background(t, w, s)
-		for _, pid := range []int{runnerPID, commandPID, childrenOf(runnerPID)[0]} {
+		for _, pid := range []int{runnerPID, commandPID, testenv.Children(runnerPID)[0]} {
 			if r := execute(t, executor(w, pid, "hostname")); r != (result{out: "inside\n"}) {
 				t.Errorf("process %d: %+v", pid, r)
 			}
@@ -128,8 +119,12 @@ func TestExec(t *testing.T) {
 				status  int
 				err     string
 			}{
-				{"sh -c exit\t42", 42, ""}, {"sh -c kill\t-TERM\t$$", 143, ""}, {"no-such", 127, "squire: no-such: command not found"},
-				{"text", 126, "squire: /bin/text: not a program"}, {"/bin", 126, "is a directory"}, {"./no", 127, "squire: /opt/./no: command not found"},
+				{"sh -c exit\t42", 42, ""},
+				{"sh -c kill\t-TERM\t$$", 143, ""},
+				{"no-such", 127, "squire: no-such: command not found"},
+				{"text", 126, "squire: /bin/text: not a program"},
+				{"/bin", 126, "is a directory"},
+				{"./no", 127, "squire: /opt/./no: command not found"},
 			} {
 				var argv []string
 				for _, a := range strings.Fields(strings.ReplaceAll(tt.command, "\t", "\x00")) {
@@ -154,16 +149,8 @@ func TestExec(t *testing.T) {
 		})
 		t.Run("signals", func(t *testing.T) {
 			cmd := executor(w, commandPID, "sh", "-c", `trap "echo got USR1" USR1; trap "echo got TERM; exit 7" TERM; echo started; while :; do sleep 0.05; done`)
-			out, err := cmd.StdoutPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err = cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
+			lines := begin(t, cmd)
 			defer limited(t, cmd)()
-			lines := newLines(out)
-			lines.want(t, "started")
 			_ = cmd.Process.Signal(syscall.SIGUSR1)
 			lines.want(t, "got USR1")
 			_ = cmd.Process.Signal(syscall.SIGTERM)
@@ -201,15 +188,8 @@ func TestExecEnds(t *testing.T) {
 				runnerPID, commandPID := background(t, w, Spec{Dir: root})
 				mark := strconv.Itoa(880000 + os.Getpid()%10000*10 + i*2 + min(w.uid, 1))
 				cmd := executor(w, commandPID, "sh", "-c", "sleep "+mark+" & echo started; wait")
-				out, err := cmd.StdoutPipe()
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err = cmd.Start(); err != nil {
-					t.Fatal(err)
-				}
+				begin(t, cmd)
 				defer limited(t, cmd)()
-				newLines(out).want(t, "started")
 				victim := map[string]int{"client killed": cmd.Process.Pid, "runner killed": runnerPID, "command ended": commandPID}[how]
 				if err := unix.Kill(victim, unix.SIGKILL); err != nil {
 					t.Fatal(err)

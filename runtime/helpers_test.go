@@ -7,10 +7,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // limit is of what takes much less, on a machine that has other things to do as well.
@@ -62,6 +63,26 @@ func (l *lines) want(t *testing.T, line string) {
 	}
 }
 
+// begin starts a command, and waits until it says that it has started. The end of the test
+// is its end.
+func begin(t *testing.T, cmd *exec.Cmd) *lines {
+	t.Helper()
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	l := newLines(out)
+	l.want(t, "started")
+	return l
+}
+
 // startUntil starts a container, waits for a line, and returns what ends it.
 func startUntil(t *testing.T, w who, s Spec, line string) (stop func()) {
 	t.Helper()
@@ -84,11 +105,7 @@ func startUntil(t *testing.T, w who, s Spec, line string) (stop func()) {
 
 func waitFor(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(limit); !cond(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("waited %v for %s", limit, what)
-		}
-	}
+	testenv.Await(t, limit, what, cond)
 }
 
 // withArgument lists the processes that have arg as an argument.
@@ -98,19 +115,6 @@ func withArgument(arg string) (pids []string) {
 		b, err := os.ReadFile(f)
 		if err == nil && slices.Contains(strings.Split(string(b), "\x00"), arg) {
 			pids = append(pids, filepath.Base(filepath.Dir(f)))
-		}
-	}
-	return pids
-}
-
-func childrenOf(pid int) (pids []int) {
-	files, _ := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/task/*/children")
-	for _, f := range files {
-		b, _ := os.ReadFile(f)
-		for _, s := range strings.Fields(string(b)) {
-			if n, err := strconv.Atoi(s); err == nil {
-				pids = append(pids, n)
-			}
 		}
 	}
 	return pids

@@ -17,6 +17,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // holderName is a process that holds a container. It says in JSON what it has, a heldText a line: first the container,
@@ -331,7 +333,7 @@ func TestHoldInitOutOfReach(t *testing.T) {
 			t.Skip("root reaches all")
 		}
 		h := startHolder(t, w, Spec{Dir: root, Image: root})
-		inits := childrenOf(h.cmd.Process.Pid)
+		inits := testenv.Children(h.cmd.Process.Pid)
 		if len(inits) != 1 {
 			t.Fatalf("the holder has children %v", inits)
 		}
@@ -369,7 +371,7 @@ func TestHoldEntrypoint(t *testing.T) {
 func TestHoldSignals(t *testing.T) {
 	forUsers(t, func(t *testing.T, w who, root string) {
 		h := startHolder(t, w, Spec{Dir: root, Image: root})
-		for _, pid := range childrenOf(h.cmd.Process.Pid) {
+		for _, pid := range testenv.Children(h.cmd.Process.Pid) {
 			for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1} {
 				if err := unix.Kill(pid, sig); err != nil {
 					t.Error(err)

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 func TestRunUnshare(t *testing.T) {
@@ -69,9 +71,7 @@ func mqueues() string {
 // prepared runs a container after a script has changed a mount namespace.
 func prepared(t *testing.T, w who, s Spec, prepare string) string {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root, to mount")
-	}
+	testenv.NeedRoot(t, "to mount")
 	cmd := runner(t, w, s)
 	cmd.SysProcAttr.Unshareflags = unix.CLONE_NEWNS
 	if cred := cmd.SysProcAttr.Credential; cred != nil {
@@ -151,16 +151,8 @@ func TestRunPIDNamespace(t *testing.T) {
 			cmd := runner(t, w, Spec{Dir: root, Unshare: pid, Command: []string{"/bin/sh", "-c", `
 				trap "echo got USR1" USR1; trap "echo got TERM; exit 7" TERM; echo started; while :; do sleep 0.05; done`}})
 			cmd.SysProcAttr.Setsid = true
-			out, err := cmd.StdoutPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err = cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
+			lines := begin(t, cmd)
 			defer limited(t, cmd)()
-			lines := newLines(out)
-			lines.want(t, "started")
 			_ = cmd.Process.Signal(syscall.SIGUSR1)
 			lines.want(t, "got USR1")
 			_ = cmd.Process.Signal(syscall.SIGTERM)
@@ -176,15 +168,8 @@ func TestRunPIDNamespace(t *testing.T) {
 				end := map[bool]string{true: "sleep 0.2", false: "sleep 600"}[how == "normally"]
 				cmd := runner(t, w, Spec{Dir: root, Unshare: pid, Command: []string{"/bin/sh", "-c", fmt.Sprintf("(setsid sleep %d &); sleep 0.1; echo started; %s", mark, end)}})
 				cmd.SysProcAttr.Setpgid = true
-				out, err := cmd.StdoutPipe()
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err = cmd.Start(); err != nil {
-					t.Fatal(err)
-				}
+				begin(t, cmd)
 				defer limited(t, cmd)()
-				newLines(out).want(t, "started")
 				switch how {
 				case "runner killed":
 					_ = cmd.Process.Kill()

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -15,6 +16,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // The tests run containers whose root is a directory with busybox, as the
@@ -145,15 +148,7 @@ func mayUnshare(w who) bool {
 // publicDir is a temporary directory that belongs to w and that w can reach.
 func publicDir(t *testing.T, w who) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "squire-runtime-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	if err := errors.Join(os.Chmod(dir, 0o755), os.Chown(dir, w.uid, w.uid)); err != nil {
-		t.Fatal(err)
-	}
-	return dir
+	return testenv.Dir(t, "", w.uid, w.uid)
 }
 
 // makeRoot is a root file system with busybox and nothing else but /etc/hosts.
@@ -514,20 +509,12 @@ func TestRunSignals(t *testing.T) {
 			while :; do sleep 0.05; done`}}
 		cmd := runner(t, w, s)
 		cmd.SysProcAttr.Setsid = true // no terminal
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
+		lines := begin(t, cmd)
 		defer limited(t, cmd)()
-		lines := newLines(out)
-		lines.want(t, "started")
 		for sig, name := range map[syscall.Signal]string{
 			unix.SIGHUP: "HUP", unix.SIGINT: "INT", unix.SIGQUIT: "QUIT", unix.SIGUSR1: "USR1", unix.SIGUSR2: "USR2", unix.SIGTERM: "TERM",
 		} {
-			if sig == unix.SIGTERM {
+			if sig == unix.SIGTERM || signal.Ignored(sig) { // by nohup, say: it stays so
 				continue
 			}
 			_ = cmd.Process.Signal(sig)
@@ -557,15 +544,8 @@ func TestRunEnds(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer in.Close()
-				out, err := cmd.StdoutPipe()
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err = cmd.Start(); err != nil {
-					t.Fatal(err)
-				}
+				begin(t, cmd)
 				defer limited(t, cmd)()
-				newLines(out).want(t, "started")
 				waitFor(t, "the daemon to start", func() bool { return len(withArgument(strconv.Itoa(mark))) >= 2 })
 				switch how {
 				case "normally":
@@ -575,7 +555,7 @@ func TestRunEnds(t *testing.T) {
 				case "group killed":
 					_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
 				case "init killed":
-					for _, pid := range childrenOf(cmd.Process.Pid) {
+					for _, pid := range testenv.Children(cmd.Process.Pid) {
 						_ = unix.Kill(pid, unix.SIGKILL)
 					}
 				}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/internal/rights"
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // interpret runs a filter as the kernel does (Documentation/networking/filter.rst).
@@ -173,8 +174,15 @@ func probe() int {
 	}
 	none := ^uintptr(0)
 	for _, call := range [][4]uintptr{
-		{unix.SYS_SETUID, 5}, {unix.SYS_SETGID, 5}, {unix.SYS_SETRESUID, 5, 5, none}, {unix.SYS_SETRESGID, 5, none, 5}, {unix.SYS_SETREUID, 5, 5}, {unix.SYS_SETGROUPS},
-		{unix.SYS_FCHOWN, 1, 5, 5}, {unix.SYS_SETFSUID, none}, {unix.SYS_SETFSGID, 5},
+		{unix.SYS_SETUID, 5},
+		{unix.SYS_SETGID, 5},
+		{unix.SYS_SETRESUID, 5, 5, none},
+		{unix.SYS_SETRESGID, 5, none, 5},
+		{unix.SYS_SETREUID, 5, 5},
+		{unix.SYS_SETGROUPS},
+		{unix.SYS_FCHOWN, 1, 5, 5},
+		{unix.SYS_SETFSUID, none},
+		{unix.SYS_SETFSGID, 5},
 	} {
 		got, _, e := unix.RawSyscall(call[0], call[1], call[2], call[3])
 		fmt.Print(int(got), " ", int(e), " ")
@@ -221,11 +229,7 @@ func needStatic(t *testing.T) {
 
 func copyFile(t *testing.T, from, to string) {
 	t.Helper()
-	b, err := os.ReadFile(from)
-	if err == nil {
-		err = os.WriteFile(to, b, 0o755)
-	}
-	if err != nil {
+	if err := testenv.CopyFile(from, to, 0o755); err != nil {
 		t.Fatal(err)
 	}
 }

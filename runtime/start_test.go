@@ -6,9 +6,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // The command's timers are as exact as its caller's.
@@ -32,23 +33,14 @@ func TestInitOutlivesSignals(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err = cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
-		defer timer.Stop()
-		lines := newLines(out)
-		lines.want(t, "started")
-		inits := childrenOf(cmd.Process.Pid)
+		lines := begin(t, cmd)
+		defer limited(t, cmd)()
+		inits := testenv.Children(cmd.Process.Pid)
 		if len(inits) != 1 {
 			t.Fatalf("children %v of the runner", inits)
 		}
 		for _, s := range forwarded {
-			if err := unix.Kill(inits[0], s.(syscall.Signal)); err != nil {
+			if err = unix.Kill(inits[0], s.(syscall.Signal)); err != nil {
 				t.Error(s, err)
 			}
 		}
