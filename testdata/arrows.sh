@@ -1,7 +1,7 @@
 #!/bin/sh
 # arrows.sh - check which package imports which: sqfs <- cache <- fusefs, runtime by itself, cmd and bench above all,
 # internal below all. Flags are read in cmd and bench/parts only, and nothing logs but through log/slog. Tests, and they
-# alone, may make hostile images and have what internal/testenv has for them. Needs nothing but Go.
+# alone, may make hostile images and import what is for tests. Needs nothing but Go.
 set -eu
 
 module=$(go list -m)
@@ -28,7 +28,7 @@ done | sort -u | awk -v module="$module/" '
 		from = top($1)
 		if (!(from in may)) { if (!told[from]++) refuse("there is no rule for " from "/ in arrows.sh") ; next }
 		if ($3 == "test" && ($2 == module "testdata/hostile" || $2 == module "internal/testenv")) next
-		if ($2 == module "internal/testenv") refuse("it is for tests")
+		if ($3 == "code" && $2 ~ /\/(testenv|imagetest)$/) refuse("it is for tests")
 		if (index($2, module) == 1 && !index(may[from], " " top($2) " ")) refuse(from " may import only" may[from])
 		if ($3 == "code" && from != "cmd" && $1 != module "bench/parts" && $2 ~ /^(flag|github.com\/spf13\/(cobra|pflag))$/) refuse("flags are read in cmd and bench/parts only")
 		if ($2 == "log") refuse("use log/slog")

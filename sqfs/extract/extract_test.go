@@ -18,36 +18,23 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/sqfs"
+	"github.com/squirefs/squire/sqfs/internal/imagetest"
 )
-
-// corpusVar names a directory with more images, as for package sqfs.
-const corpusVar = "SQFS_CORPUS"
 
 // TestLikeUnsquashfs extracts images and compares with what unsquashfs makes of them.
 func TestLikeUnsquashfs(t *testing.T) {
 	t.Parallel()
-	list, err := filepath.Glob("../testdata/*.sqfs")
-	if err != nil || len(list) == 0 {
-		t.Fatalf("no images: %v", err)
-	}
-	if dir := os.Getenv(corpusVar); dir != "" {
-		more, err := filepath.Glob(filepath.Join(dir, "*.sqfs"))
-		if err != nil || len(more) == 0 {
-			t.Fatalf("no images in %s=%s: %v", corpusVar, dir, err)
-		}
-		list = append(list, more...)
-	}
-	for _, path := range list {
+	for _, path := range imagetest.Paths(t, "../testdata") {
 		t.Run(strings.TrimSuffix(filepath.Base(path), ".sqfs"), func(t *testing.T) { likeUnsquashfs(t, path) })
 	}
 }
 
 func likeUnsquashfs(t *testing.T, path string) {
 	t.Parallel()
-	img := open(t, path)
+	img := imagetest.Open(t, path)
 	dir := t.TempDir()
 	ours, theirs := filepath.Join(dir, "ours"), filepath.Join(dir, "theirs")
-	out, err := tool(t, nil, "unsquashfs", "-no-progress", "-quiet", "-offset", fmt.Sprint(offset(t, path)), "-dest", theirs, path)
+	out, err := tool(t, nil, "unsquashfs", "-no-progress", "-quiet", "-offset", fmt.Sprint(imagetest.Offset(t, path)), "-dest", theirs, path)
 	if err != nil && (os.Geteuid() == 0 || !strings.Contains(out, "because you're not superuser")) {
 		t.Skipf("unsquashfs: %v\n%.300s", err, out)
 	}
@@ -151,7 +138,7 @@ func TestDeep(t *testing.T) {
 		{Name: name + "z/other", Linkname: name + "file", Typeflag: tar.TypeLink},
 	})
 	dir := filepath.Join(t.TempDir(), "out")
-	r := run(t, open(t, image), dir, Options{})
+	r := run(t, imagetest.Open(t, image), dir, Options{})
 	if r.Dirs != levels+1 || r.Files != 1 || r.HardLinks != 1 {
 		t.Errorf("%+v", r)
 	}
@@ -187,7 +174,7 @@ func openPath(t *testing.T, root, path string) int {
 // TestHostileTarget extracts into a directory in which links lie where the image has
 // files and directories. Nothing may change at the other end of them.
 func TestHostileTarget(t *testing.T) {
-	img := open(t, "../testdata/stored.sqfs")
+	img := imagetest.Open(t, "../testdata/stored.sqfs")
 	base := t.TempDir()
 	outside, dir := filepath.Join(base, "outside"), filepath.Join(base, "target")
 	for _, d := range []string{outside, dir} {
@@ -234,7 +221,7 @@ func TestHostileTarget(t *testing.T) {
 
 // TestInTheWay puts a directory in the way of a file: it stays, and all else is made.
 func TestInTheWay(t *testing.T) {
-	img := open(t, "../testdata/stored.sqfs")
+	img := imagetest.Open(t, "../testdata/stored.sqfs")
 	dir := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(dir, "small", "mine"), 0o755); err != nil {
 		t.Fatal(err)
@@ -254,7 +241,7 @@ func TestInTheWay(t *testing.T) {
 // TestSwap exchanges a directory of the target with a link to another place, over and
 // over, while images are extracted into it. Nothing may appear in the other place.
 func TestSwap(t *testing.T) {
-	img := open(t, "../testdata/stored.sqfs")
+	img := imagetest.Open(t, "../testdata/stored.sqfs")
 	base := t.TempDir()
 	outside, dir := filepath.Join(base, "outside"), filepath.Join(base, "target")
 	if err := errors.Join(os.Mkdir(outside, 0o755), os.Mkdir(dir, 0o755), os.Symlink(outside, filepath.Join(dir, "trap"))); err != nil {
@@ -312,7 +299,7 @@ func smallDisk(t *testing.T, options string, flags uintptr) string {
 
 // TestDiskFull wants one clear error, and soon.
 func TestDiskFull(t *testing.T) {
-	img := open(t, "../testdata/basic-zstd-4K.sqfs")
+	img := imagetest.Open(t, "../testdata/basic-zstd-4K.sqfs")
 	for _, options := range []string{"size=64k", "nr_inodes=20"} {
 		r, err := Run(context.Background(), img, filepath.Join(smallDisk(t, options, 0), "out"), nil)
 		if !errors.Is(err, unix.ENOSPC) || !errors.Is(err, ErrStopped) || !strings.Contains(err.Error(), "no space left") || r.Problems > 0 {
@@ -324,7 +311,7 @@ func TestDiskFull(t *testing.T) {
 // TestReadOnlyTarget cannot start.
 func TestReadOnlyTarget(t *testing.T) {
 	dir := smallDisk(t, "", unix.MS_RDONLY)
-	img := open(t, "../testdata/stored.sqfs")
+	img := imagetest.Open(t, "../testdata/stored.sqfs")
 	if r, err := Run(context.Background(), img, filepath.Join(dir, "out"), nil); !errors.Is(err, unix.EROFS) || errors.Is(err, ErrStopped) || r != (Result{}) {
 		t.Errorf("a new directory: %v", err)
 	}
@@ -335,7 +322,7 @@ func TestReadOnlyTarget(t *testing.T) {
 
 // TestCancel ends an extraction in the middle.
 func TestCancel(t *testing.T) {
-	img := open(t, "../testdata/basic-zstd-4K.sqfs")
+	img := imagetest.Open(t, "../testdata/basic-zstd-4K.sqfs")
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	n := 0
@@ -366,7 +353,7 @@ func openFiles(t *testing.T) int {
 
 // TestSparse extracts files that are long and empty: without space and without memory.
 func TestSparse(t *testing.T) {
-	img := open(t, "../testdata/sparse.sqfs")
+	img := imagetest.Open(t, "../testdata/sparse.sqfs")
 	dir := filepath.Join(t.TempDir(), "out")
 	var before, after goruntime.MemStats
 	goruntime.ReadMemStats(&before)
@@ -403,16 +390,16 @@ func TestDamaged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	img := newImage(t, raw)
-	block := extentOf(t, img, "big", 2).Block
-	frag := extentOf(t, img, "f07", 0).Block
+	img := imagetest.New(t, raw)
+	block := imagetest.Extent(t, img, "big", 2).Block
+	frag := imagetest.Extent(t, img, "f07", 0).Block
 	for _, b := range []sqfs.Block{block, frag} {
 		raw[b.Off+int64(b.Size)/2] ^= 0x55
 		raw[b.Off+int64(b.Size)/2+1] ^= 0x55
 	}
 	bad := []string{"big"} // and whoever has a part in the fragment
 	for name := range want {
-		e := extentOf(t, img, name, int64(len(want[name])-1)/8192)
+		e := imagetest.Extent(t, img, name, int64(len(want[name])-1)/8192)
 		if e.Block == frag {
 			bad = append(bad, name)
 		}
@@ -421,7 +408,7 @@ func TestDamaged(t *testing.T) {
 	bad = slices.Compact(bad)
 	var told []string
 	dir := filepath.Join(t.TempDir(), "out")
-	r, err := Run(context.Background(), newImage(t, raw), dir, &Options{Problem: func(path string, err error) {
+	r, err := Run(context.Background(), imagetest.New(t, raw), dir, &Options{Problem: func(path string, err error) {
 		if !errors.Is(err, sqfs.ErrCorrupt) {
 			t.Errorf("%s: %v", path, err)
 		}
@@ -446,35 +433,9 @@ func TestDamaged(t *testing.T) {
 	}
 }
 
-func newImage(t *testing.T, raw []byte) *sqfs.Image {
-	t.Helper()
-	img, err := sqfs.New(bytes.NewReader(raw), int64(len(raw)), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return img
-}
-
-func extentOf(t *testing.T, img *sqfs.Image, name string, block int64) sqfs.Extent {
-	t.Helper()
-	ino, err := img.Resolve(name, true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := img.File(&ino)
-	if err != nil {
-		t.Fatal(err)
-	}
-	e, err := f.Extent(block)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return e
-}
-
 // TestSelect extracts one file: the directories that lead to it are made, no others.
 func TestSelect(t *testing.T) {
-	img := open(t, "../testdata/stored.sqfs")
+	img := imagetest.Open(t, "../testdata/stored.sqfs")
 	dir := filepath.Join(t.TempDir(), "out")
 	opts := Options{Select: func(path []byte, isDir bool) (take, within bool) {
 		return string(path) == "sub/one", true
@@ -497,7 +458,7 @@ func TestSelect(t *testing.T) {
 // TestNothing selects nothing: the target is not even made, and one that is there does
 // not change.
 func TestNothing(t *testing.T) {
-	img := open(t, "../testdata/stored.sqfs")
+	img := imagetest.Open(t, "../testdata/stored.sqfs")
 	opts := Options{Select: func([]byte, bool) (take, within bool) { return false, true }}
 	base := t.TempDir()
 	run(t, img, filepath.Join(base, "some", "where"), opts)
@@ -540,7 +501,7 @@ func TestOthersDirectory(t *testing.T) {
 // TestOwnerOfTarget extracts to where new files belong to somebody else than us: the
 // caller takes itself for another. What belongs to a third is still not ours.
 func TestOwnerOfTarget(t *testing.T) {
-	img := open(t, "../testdata/stored.sqfs")
+	img := imagetest.Open(t, "../testdata/stored.sqfs")
 	root, err := img.Inode(img.Root())
 	if err != nil {
 		t.Fatal(err)

@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -177,41 +176,6 @@ func sqfstar(t *testing.T, headers []tar.Header) string {
 		t.Fatalf("sqfstar: %v\n%s", err, out)
 	}
 	return image
-}
-
-// open opens an image, at the offset that a file of the corpus may have beside it.
-func open(t testing.TB, path string) *sqfs.Image {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
-	info, err := f.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	off := offset(t, path)
-	img, err := sqfs.New(f, info.Size()-off, &sqfs.Options{Offset: off})
-	if errors.Is(err, sqfs.ErrUnsupported) {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return img
-}
-
-func offset(t testing.TB, path string) int64 {
-	b, err := os.ReadFile(strings.TrimSuffix(path, ".sqfs") + ".off")
-	if err != nil {
-		return 0
-	}
-	off, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return off
 }
 
 // run extracts an image and wants no error and no problem.

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/squirefs/squire/internal/testenv"
 	"github.com/squirefs/squire/sqfs"
 	"github.com/squirefs/squire/testdata/hostile"
 )
@@ -24,9 +25,7 @@ import (
 // above which things stand that must stay as they are. There must be a problem where one is
 // due and nowhere else, and right files everywhere else.
 func TestHostile(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root, for owners and devices")
-	}
+	testenv.NeedRoot(t, "for owners and devices")
 	t.Parallel()
 	hostile.Hold(t, hostile.Limits{CPU: 4 * time.Second, Memory: 256 << 20}, extractHostile)
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/sqfs"
+	"github.com/squirefs/squire/sqfs/internal/imagetest"
 )
 
 // linkImage makes an image of n fifos with two names each, at the end of the longest path
@@ -43,7 +44,7 @@ func linkImage(t *testing.T, n int) (image, path string) {
 func TestLinkMemory(t *testing.T) {
 	const files = 2500
 	image, path := linkImage(t, files)
-	img := open(t, image)
+	img := imagetest.Open(t, image)
 	root, err := img.Inode(img.Root())
 	if err != nil {
 		t.Fatal(err)
@@ -75,7 +76,7 @@ func TestLinkMemory(t *testing.T) {
 func TestLinkLimit(t *testing.T) {
 	const files = 20
 	image, _ := linkImage(t, files)
-	img := open(t, image)
+	img := imagetest.Open(t, image)
 	root, err := img.Inode(img.Root())
 	if err != nil {
 		t.Fatal(err)

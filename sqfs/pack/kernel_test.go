@@ -17,28 +17,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/squirefs/squire/internal/testenv"
 	"github.com/squirefs/squire/sqfs"
 )
-
-// memoryDir returns a directory that is gone after the test, in memory if possible: that
-// has room for all attributes.
-func memoryDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "pack")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
 
 // mount mounts an image with the kernel's squashfs and returns the directory. It skips the
 // test where that cannot be.
 func mount(t *testing.T, image string) string {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("mounting needs root")
-	}
+	testenv.NeedRoot(t, "to mount")
 	dir := t.TempDir()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -80,7 +67,7 @@ func describeDir(t *testing.T, dir string) map[string]what {
 		}
 		path := strings.TrimPrefix(full, dir)
 		var s unix.Stat_t
-		if err := unix.Lstat(full, &s); err != nil {
+		if err = unix.Lstat(full, &s); err != nil {
 			return err
 		}
 		x := what{mode: uint16(s.Mode & 0o7777), uid: s.Uid, gid: s.Gid, time: uint32(s.Mtim.Sec), links: uint32(s.Nlink)}
@@ -164,7 +151,7 @@ func TestKernel(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 3))
 			o := randomOptions(rnd)
 			m := newModel(rnd, o.BlockSize)
-			work := memoryDir(t)
+			work := testenv.MemoryDir(t)
 			image, out := filepath.Join(work, "image"), filepath.Join(work, "out")
 			f, err := os.Create(image)
 			if err != nil {

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/squirefs/squire/internal/testenv"
 	"github.com/squirefs/squire/sqfs"
 )
 
@@ -97,25 +98,7 @@ func (r *randomModel) dir(depth int) *Inode {
 	return d
 }
 
-func (r *randomModel) name() string {
-	n := 1 + r.rnd.IntN(10)
-	if r.rnd.IntN(20) == 0 {
-		n = 255
-	}
-	b := make([]byte, n)
-	for i := range b {
-		if b[i] = "abcXYZ019._- \n\\'\"*"[r.rnd.IntN(18)]; r.rnd.IntN(10) == 0 {
-			b[i] = byte(1 + r.rnd.IntN(255))
-		}
-		if b[i] == '/' {
-			b[i] = '|'
-		}
-	}
-	if s := string(b); s != "." && s != ".." {
-		return s
-	}
-	return "dots"
-}
+func (r *randomModel) name() string { return testenv.RandomName(r.rnd) }
 
 // inode makes an inode that Linux can have as well, so that all readers agree about it.
 func (r *randomModel) inode(typ sqfs.Type) *Inode {
@@ -217,18 +200,17 @@ func (m *model) pack(t testing.TB, f File, o Options, wrap func(b []byte) io.Rea
 
 // what is all that there is to know about an inode, for comparison.
 type what struct {
-	typ        sqfs.Type
-	mode       uint16
-	uid, gid   uint32
-	time       uint32
-	links      uint32
-	size       int64 // not of directories
-	rdev       uint32
-	same       string // the first path of an inode with several
-	xattrs     string
-	contents   [sha256.Size]byte
-	target     string
-	unreadable string
+	typ      sqfs.Type
+	mode     uint16
+	uid, gid uint32
+	time     uint32
+	links    uint32
+	size     int64 // not of directories
+	rdev     uint32
+	same     string // the first path of an inode with several
+	xattrs   string
+	contents [sha256.Size]byte
+	target   string
 }
 
 // describe returns what a model has, by path.

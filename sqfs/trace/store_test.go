@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/squirefs/squire/internal/testenv"
 )
 
 // newStore returns a store and the directory that its files are in.
@@ -143,9 +145,7 @@ func TestStoreUnsafe(t *testing.T) {
 }
 
 func TestStoreOfAnother(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root, to give a directory away")
-	}
+	testenv.NeedRoot(t, "to give a directory away")
 	_, dir := newStore(t)
 	if err := os.Chown(dir, 12345, 12345); err != nil {
 		t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/squirefs/squire/sqfs"
+	"github.com/squirefs/squire/sqfs/internal/imagetest"
 )
 
 const (
@@ -105,7 +106,7 @@ func deepImage(typ sqfs.Type) []byte {
 func TestLongPaths(t *testing.T) {
 	for _, typ := range []sqfs.Type{sqfs.TypeFile, sqfs.TypeFifo} {
 		t.Run(typ.String(), func(t *testing.T) {
-			img := newImage(t, deepImage(typ))
+			img := imagetest.New(t, deepImage(typ))
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
 			r, err := Run(t.Context(), img, &Options{Data: true, Workers: 2})

@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -19,60 +18,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/sqfs"
+	"github.com/squirefs/squire/sqfs/internal/imagetest"
 )
-
-// corpusVar names a directory with more images, as for package sqfs.
-const corpusVar = "SQFS_CORPUS"
-
-func images(t *testing.T) []string {
-	t.Helper()
-	list, err := filepath.Glob("../testdata/*.sqfs")
-	if err != nil || len(list) == 0 {
-		t.Fatalf("no images: %v", err)
-	}
-	if dir := os.Getenv(corpusVar); dir != "" {
-		more, err := filepath.Glob(filepath.Join(dir, "*.sqfs"))
-		if err != nil || len(more) == 0 {
-			t.Fatalf("no images in %s=%s: %v", corpusVar, dir, err)
-		}
-		list = append(list, more...)
-	}
-	return list
-}
-
-// load opens an image, at the offset that a file of the corpus may have beside it.
-func load(t *testing.T, path string) *sqfs.Image {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
-	info, err := f.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var off int64
-	if b, rerr := os.ReadFile(strings.TrimSuffix(path, ".sqfs") + ".off"); rerr == nil {
-		if off, err = strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	img, err := sqfs.New(f, info.Size()-off, &sqfs.Options{Offset: off})
-	if errors.Is(err, sqfs.ErrUnsupported) {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return img
-}
 
 // TestSound finds nothing wrong with images that unsquashfs and the kernel read.
 func TestSound(t *testing.T) {
-	for _, path := range images(t) {
+	for _, path := range imagetest.Paths(t, "../testdata") {
 		t.Run(strings.TrimSuffix(filepath.Base(path), ".sqfs"), func(t *testing.T) {
-			img := load(t, path)
+			img := imagetest.Open(t, path)
 			var done atomic.Int64
 			r, err := Run(t.Context(), img, &Options{Data: true, Done: &done})
 			if err != nil {
@@ -161,45 +114,13 @@ func pack(t *testing.T, dir string, args ...string) []byte {
 	return raw
 }
 
-func newImage(t *testing.T, raw []byte) *sqfs.Image {
-	t.Helper()
-	img, err := sqfs.New(bytes.NewReader(raw), int64(len(raw)), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return img
-}
-
-func inode(t *testing.T, img *sqfs.Image, name string) sqfs.Inode {
-	t.Helper()
-	ino, err := img.Resolve(name, false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ino
-}
-
-func extent(t *testing.T, img *sqfs.Image, name string, block int64) sqfs.Extent {
-	t.Helper()
-	ino := inode(t, img, name)
-	f, err := img.File(&ino)
-	if err != nil {
-		t.Fatal(err)
-	}
-	e, err := f.Extent(block)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return e
-}
-
 // TestDamage damages an image in one place at a time, and wants exactly that place
 // reported, with the paths that it concerns.
 func TestDamage(t *testing.T) {
 	base := source(t)
 	// at returns where an inode is: in this image they are not compressed.
 	at := func(img *sqfs.Image, name string) int64 {
-		ref := inode(t, img, name).Ref
+		ref := imagetest.Inode(t, img, name).Ref
 		return img.Superblock().InodeTable + int64(ref>>16) + 2 + int64(ref&0xffff)
 	}
 	tests := []struct {
@@ -209,24 +130,24 @@ func TestDamage(t *testing.T) {
 	}{
 		{"nothing", func(*sqfs.Image, []byte) int64 { return -1 }, nil},
 		{"block of two files", func(img *sqfs.Image, raw []byte) int64 {
-			b := extent(t, img, "a/long", 2).Block
+			b := imagetest.Extent(t, img, "a/long", 2).Block
 			raw[b.Off+int64(b.Size)/2] ^= 0xff
 			return b.Off
 		}, []string{"a/long 2 2"}},
 		{"block of one file", func(img *sqfs.Image, raw []byte) int64 {
-			b := extent(t, img, "b/dir/other", 1).Block
+			b := imagetest.Extent(t, img, "b/dir/other", 1).Block
 			clear(raw[b.Off : b.Off+int64(b.Size)])
 			return b.Off
 		}, []string{"b/dir/other 1 1"}},
 		{"fragment", func(img *sqfs.Image, raw []byte) int64 {
-			b := extent(t, img, "c/small3", 0).Block
+			b := imagetest.Extent(t, img, "c/small3", 0).Block
 			raw[b.Off+int64(b.Size)-2] ^= 0xff // the checksum
 			return b.Off
 		}, []string{"c/small0 0 10"}},
 		{"fragment too short for one", func(img *sqfs.Image, raw []byte) int64 {
 			// The tail of the last file moves to the end of the fragment block.
-			binary.LittleEndian.PutUint32(raw[at(img, "c/small9")+24:], 8192-uint32(inode(t, img, "c/small9").Size))
-			return extent(t, img, "c/small9", 0).Block.Off
+			binary.LittleEndian.PutUint32(raw[at(img, "c/small9")+24:], 8192-uint32(imagetest.Inode(t, img, "c/small9").Size))
+			return imagetest.Extent(t, img, "c/small9", 0).Block.Off
 		}, []string{"c/small9 0 1"}},
 		{"inode", func(img *sqfs.Image, raw []byte) int64 {
 			raw[at(img, "c/small4")] = 99
@@ -237,7 +158,7 @@ func TestDamage(t *testing.T) {
 			return img.Superblock().InodeTable
 		}, []string{"b/dir/other 0 1"}},
 		{"directory", func(img *sqfs.Image, raw []byte) int64 {
-			dir := inode(t, img, "b/dir")
+			dir := imagetest.Inode(t, img, "b/dir")
 			pos := img.Superblock().DirectoryTable + 2 + int64(binary.LittleEndian.Uint16(raw[at(img, "b/dir")+26:]))
 			raw[pos+12+8] = '/' // in the name of its only entry
 			if dir.Size != 12+8+5+3 {
@@ -251,7 +172,7 @@ func TestDamage(t *testing.T) {
 			return -1
 		}, nil},
 		{"extended attributes of two files", func(img *sqfs.Image, raw []byte) int64 {
-			ino := inode(t, img, "c/small1")
+			ino := imagetest.Inode(t, img, "c/small1")
 			set, has := ino.XattrSet()
 			if !has {
 				t.Skip("no extended attributes on this file system")
@@ -267,7 +188,7 @@ func TestDamage(t *testing.T) {
 		{"export table", func(img *sqfs.Image, raw []byte) int64 {
 			for _, table := range img.Tables() {
 				if table.Name == "export table" {
-					raw[table.Start+2+8*int64(inode(t, img, "a").Number-1)]++
+					raw[table.Start+2+8*int64(imagetest.Inode(t, img, "a").Number-1)]++
 				}
 			}
 			return -1
@@ -285,8 +206,8 @@ func TestDamage(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			raw := bytes.Clone(base)
-			off := tt.patch(newImage(t, base), raw)
-			r, err := Run(t.Context(), newImage(t, raw), &Options{Data: true, Workers: 2})
+			off := tt.patch(imagetest.New(t, base), raw)
+			r, err := Run(t.Context(), imagetest.New(t, raw), &Options{Data: true, Workers: 2})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -323,14 +244,14 @@ func TestTables(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			tables := newImage(t, raw).Tables()
+			tables := imagetest.New(t, raw).Tables()
 			i := slices.IndexFunc(tables, func(x sqfs.Table) bool { return x.Name == tt.table })
 			if i < 0 {
 				t.Fatalf("no such table in %+v", tables)
 			}
 			at := tables[i].Start
 			raw[at], raw[at+1] = 0, 0 // a length that no block has
-			r, err := Run(t.Context(), newImage(t, raw), &Options{Data: true})
+			r, err := Run(t.Context(), imagetest.New(t, raw), &Options{Data: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -347,7 +268,7 @@ func TestTables(t *testing.T) {
 
 // TestCounts compares the report of an image with what it was made of.
 func TestCounts(t *testing.T) {
-	img := newImage(t, source(t))
+	img := imagetest.New(t, source(t))
 	r, err := Run(t.Context(), img, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -368,7 +289,7 @@ func TestCounts(t *testing.T) {
 func TestCancel(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if r, err := Run(ctx, load(t, "../testdata/basic-zstd-4K.sqfs"), &Options{Data: true}); !errors.Is(err, context.Canceled) || r.Entries > 1 {
+	if r, err := Run(ctx, imagetest.Open(t, "../testdata/basic-zstd-4K.sqfs"), &Options{Data: true}); !errors.Is(err, context.Canceled) || r.Entries > 1 {
 		t.Errorf("%v %+v", err, r)
 	}
 }
@@ -384,14 +305,14 @@ func TestUncountedNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := pack(t, dir)
-	ino := inode(t, newImage(t, b), "a")
+	ino := imagetest.Inode(t, imagetest.New(t, b), "a")
 	// Inodes are stored, in the first block of their table; struct squashfs_lreg_inode.
-	nlink := newImage(t, b).Superblock().InodeTable + 2 + int64(ino.Ref&0xffff) + 40
+	nlink := imagetest.New(t, b).Superblock().InodeTable + 2 + int64(ino.Ref&0xffff) + 40
 	binary.LittleEndian.PutUint32(b[nlink:], 1)
-	if ino = inode(t, newImage(t, b), "a"); ino.Nlink != 1 {
+	if ino = imagetest.Inode(t, imagetest.New(t, b), "a"); ino.Nlink != 1 {
 		t.Fatalf("%+v", ino)
 	}
-	r, err := Run(t.Context(), newImage(t, b), nil)
+	r, err := Run(t.Context(), imagetest.New(t, b), nil)
 	if err != nil || r.Holes != 100 || r.HardLinks != 2 {
 		t.Errorf("%d holes in one file with %d names more, %v", r.Holes, r.HardLinks, err)
 	}
