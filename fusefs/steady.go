@@ -269,7 +269,7 @@ func (o *imageFile) state() (FileState, error) {
 
 func (c *fileCall) doPread(fd uintptr) {
 	c.n, c.err = unix.Pread(int(fd), c.p, c.off)
-	for c.err == unix.EINTR {
+	for errors.Is(c.err, unix.EINTR) {
 		c.n, c.err = unix.Pread(int(fd), c.p, c.off)
 	}
 }

@@ -132,13 +132,13 @@ func TestSteadyShort(t *testing.T) {
 	if n, err := s.ReadAt(make([]byte, 1000), 0); n != 1000 || err != nil || f.reads != 4 {
 		t.Errorf("%d bytes, %v, with %d reads", n, err, f.reads)
 	}
-	if n, err := s.ReadAt(make([]byte, 1000), faultySize-10); n != 10 || err != io.EOF {
+	if n, err := s.ReadAt(make([]byte, 1000), faultySize-10); n != 10 || !errors.Is(err, io.EOF) {
 		t.Errorf("at the end: %d, %v", n, err)
 	}
-	if n, err := s.ReadAt(make([]byte, 1000), 2*faultySize); n != 0 || err != io.EOF {
+	if n, err := s.ReadAt(make([]byte, 1000), 2*faultySize); n != 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("behind the end: %d, %v", n, err)
 	}
-	if _, err := s.ReadAt(make([]byte, 1), -1); err == nil || err == io.EOF {
+	if _, err := s.ReadAt(make([]byte, 1), -1); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("before the beginning: %v", err)
 	}
 	if _, err := steadyOn(t, empty{f}).ReadAt(make([]byte, 10), 0); !errors.Is(err, errShort) {
@@ -367,7 +367,7 @@ func TestSteadyKinds(t *testing.T) {
 	}
 	defer null.Close()
 	for _, f := range []*os.File{r, dir, null} {
-		if _, err := NewSteady(f); err == nil {
+		if _, err = NewSteady(f); err == nil {
 			t.Errorf("%s was taken", f.Name())
 		}
 	}
@@ -400,7 +400,7 @@ func TestSteadyImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chtimes(image, time.Unix(1, 0), time.Unix(1, 0)); err != nil {
+	if err = os.Chtimes(image, time.Unix(1, 0), time.Unix(1, 0)); err != nil {
 		t.Fatal(err)
 	}
 	file, err := os.Open(image)

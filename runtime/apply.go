@@ -336,7 +336,7 @@ func (b *builder) file(i int, op Op) error {
 	}
 	unix.Close(dir)
 	name := fmt.Sprintf("%s/file-%d", scaffoldDir, i)
-	if err := os.WriteFile(name, []byte(strings.Join(op.Args, "\n")+"\n"), 0o644); err != nil {
+	if err = os.WriteFile(name, []byte(strings.Join(op.Args, "\n")+"\n"), 0o644); err != nil {
 		return err
 	}
 	if b.sources[i], err = openTree(Op{Source: name}); err != nil {

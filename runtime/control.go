@@ -175,11 +175,11 @@ func (t *task) serve(f *os.File) {
 	s := &session{started: make(chan error, 1), ended: make(chan int, 1), pidfd: -1}
 	defer func() { closeFiles(append(s.files, s.master)) }()
 	_ = conn.SetDeadline(time.Now().Add(10 * time.Second)) // it has all of it at hand
-	if err := s.receive(conn.(*net.UnixConn)); err != nil {
+	if err = s.receive(conn.(*net.UnixConn)); err != nil {
 		return
 	}
 	t.sessions <- s
-	if err := <-s.started; err != nil {
+	if err = <-s.started; err != nil {
 		_ = writeMessage(conn, &execReply{Status: startFailed(err), Error: err.Error()})
 		return
 	}

@@ -147,13 +147,14 @@ func collect(dirfd int, rel string, hide []string) (entries []entry, err error) 
 			continue
 		case l.Type()&os.ModeSymlink != 0:
 			buf := make([]byte, unix.PathMax)
-			n, err := unix.Readlinkat(dirfd, l.Name(), buf)
-			if err != nil {
+			var n int
+			if n, err = unix.Readlinkat(dirfd, l.Name(), buf); err != nil {
 				return entries, err
 			}
 			e.link = string(buf[:n])
 		case e.dir && slices.ContainsFunc(hide, func(h string) bool { return strings.HasPrefix(h, full+"/") }):
-			more, err := collectBelow(dirfd, l.Name(), e.name, hide)
+			var more []entry
+			more, err = collectBelow(dirfd, l.Name(), e.name, hide)
 			entries = append(append(entries, e), more...)
 			if err != nil {
 				return entries, err

@@ -140,7 +140,8 @@ func (e *crossing) fork() (pid int, errno syscall.Errno) {
 		all.Val[i] = ^all.Val[i]
 	}
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &e.mask); err != nil {
-		return 0, err.(syscall.Errno)
+		errors.As(err, &errno)
+		return 0, errno
 	}
 	r, errno := e.clone()
 	_ = unix.PthreadSigmask(unix.SIG_SETMASK, &e.mask, nil)
@@ -173,25 +174,25 @@ func (e *crossing) child() {
 	// Ignored signals stay ignored.
 	for sig := uintptr(1); sig <= 64; sig++ {
 		var sa sigaction
-		syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&sa)), 8, 0, 0)
+		_, _, _ = syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&sa)), 8, 0, 0)
 		if sa.handler > 1 { // neither SIG_DFL nor SIG_IGN
 			sa = sigaction{}
-			syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&sa)), 0, 8, 0, 0)
+			_, _, _ = syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&sa)), 0, 8, 0, 0)
 		}
 	}
-	syscall.RawSyscall(syscall.SYS_SETPGID, 0, 0, 0)
+	_, _, _ = syscall.RawSyscall(syscall.SYS_SETPGID, 0, 0, 0)
 	for i := 0; i < len(e.namespaces); i++ {
 		if _, _, errno := syscall.RawSyscall(unix.SYS_SETNS, e.namespaces[i], 0, 0); errno != 0 {
 			e.fail(uintptr(i), errno)
 		}
 	}
 	for i := 0; i < len(e.keep); i++ {
-		syscall.RawSyscall(syscall.SYS_FCNTL, e.keep[i], syscall.F_SETFD, 0)
+		_, _, _ = syscall.RawSyscall(syscall.SYS_FCNTL, e.keep[i], syscall.F_SETFD, 0)
 	}
 	if len(e.caps) > 0 {
 		e.keepCaps()
 	}
-	syscall.RawSyscall6(syscall.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&e.mask)), 0, 8, 0, 0)
+	_, _, _ = syscall.RawSyscall6(syscall.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&e.mask)), 0, 8, 0, 0)
 	_, _, errno := syscall.RawSyscall6(unix.SYS_EXECVEAT, e.exe, e.empty, e.argv, e.envv, unix.AT_EMPTY_PATH, 0)
 	e.fail(stepExec, errno)
 }
@@ -227,9 +228,9 @@ func (e *crossing) keepCaps() {
 //go:nosplit
 func (e *crossing) fail(step uintptr, errno syscall.Errno) {
 	e.failed = [2]uintptr{step, uintptr(errno)}
-	syscall.RawSyscall(syscall.SYS_WRITE, e.report, uintptr(unsafe.Pointer(&e.failed)), unsafe.Sizeof(e.failed))
+	_, _, _ = syscall.RawSyscall(syscall.SYS_WRITE, e.report, uintptr(unsafe.Pointer(&e.failed)), unsafe.Sizeof(e.failed))
 	for {
-		syscall.RawSyscall(syscall.SYS_EXIT_GROUP, 1, 0, 0)
+		_, _, _ = syscall.RawSyscall(syscall.SYS_EXIT_GROUP, 1, 0, 0)
 	}
 }
 

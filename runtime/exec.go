@@ -171,7 +171,7 @@ func attendTerminal(conn *net.UnixConn, signals <-chan os.Signal, master *os.Fil
 	}
 	defer restore()
 	resized := func() {
-		if size, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ); err == nil {
+		if size, failed := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ); failed == nil {
 			_ = unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, size)
 		}
 	}

@@ -20,7 +20,7 @@ import (
 func layerLimit() string {
 	limit := memoryLimit("/sys/fs/cgroup", "/proc/self/cgroup")
 	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err == nil && limit < uint64(info.Totalram)*uint64(info.Unit) {
+	if err := unix.Sysinfo(&info); err == nil && limit < info.Totalram*uint64(info.Unit) {
 		return fmt.Sprintf(",size=%d", max(limit/2, 1<<20)) // 0 would be no limit
 	}
 	return ""

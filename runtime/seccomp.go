@@ -171,7 +171,7 @@ func filterOp(s *Spec, h *Host) Op {
 	return op
 }
 
-func (s *Spec) pretendsIDs(h *Host) bool { return s.RemapRoot && !(h.Root && h.IDsMapped) }
+func (s *Spec) pretendsIDs(h *Host) bool { return s.RemapRoot && (!h.Root || !h.IDsMapped) }
 
 // aptSandbox: apt fetches packages as another user, and wants to see that it has
 // become that one. In an image of Debian's it is told not to.

@@ -63,8 +63,8 @@ func containers(ctx context.Context, args []string) error {
 	warm, cold := filepath.Join(dir, "warm"), filepath.Join(dir, "cold")
 	for socket, idle := range map[string]string{warm: "0", cold: "1ms"} {
 		service := serviceOptions{squire: b.squire}
-		stop, err := service.daemon(ctx, socket, idle)
-		if err != nil {
+		var stop func()
+		if stop, err = service.daemon(ctx, socket, idle); err != nil {
 			return err
 		}
 		defer stop()

@@ -181,7 +181,7 @@ func appendLine(name string, line []byte) error {
 	}
 	defer f.Close()
 	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+	if err = unix.Fstat(int(f.Fd()), &st); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Uid != 0 {

@@ -311,8 +311,8 @@ func writeFile(path string, write func(io.Writer) error) error {
 	case err != nil:
 		return err
 	case isStream(st):
-		f, err := os.OpenFile(path, os.O_WRONLY, 0)
-		if err != nil {
+		var f *os.File
+		if f, err = os.OpenFile(path, os.O_WRONLY, 0); err != nil {
 			return err
 		}
 		return errors.Join(write(f), f.Close())

@@ -158,8 +158,11 @@ func (s *site) check() (err error) {
 		value *string
 		other bool // it may be no path
 	}{
-		{"data", &s.Data, false}, {"cache", &s.Cache, false}, {"socket", &s.Socket, strings.HasPrefix(s.Socket, "@")},
-		{"accounting.file", &s.Accounting.File, false}, {"accounting.scontrol", &s.Accounting.Scontrol, false},
+		{"data", &s.Data, false},
+		{"cache", &s.Cache, false},
+		{"socket", &s.Socket, strings.HasPrefix(s.Socket, "@")},
+		{"accounting.file", &s.Accounting.File, false},
+		{"accounting.scontrol", &s.Accounting.Scontrol, false},
 	} {
 		if place.other || *place.value == "" {
 			continue

@@ -46,11 +46,20 @@ func TestPolicyDecide(t *testing.T) {
 		want   bool
 		failed bool
 	}{
-		{"", nil, false, false}, {"", &yes, true, false}, {"", &no, false, false},
-		{siteAllow, nil, false, false}, {siteAllow, &yes, true, false},
-		{siteDefault, nil, true, false}, {siteDefault, &yes, true, false}, {siteDefault, &no, false, false},
-		{siteForce, nil, true, false}, {siteForce, &yes, true, false}, {siteForce, &no, false, true},
-		{siteForbid, nil, false, false}, {siteForbid, &yes, true, true}, {siteForbid, &no, false, false},
+		{"", nil, false, false},
+		{"", &yes, true, false},
+		{"", &no, false, false},
+		{siteAllow, nil, false, false},
+		{siteAllow, &yes, true, false},
+		{siteDefault, nil, true, false},
+		{siteDefault, &yes, true, false},
+		{siteDefault, &no, false, false},
+		{siteForce, nil, true, false},
+		{siteForce, &yes, true, false},
+		{siteForce, &no, false, true},
+		{siteForbid, nil, false, false},
+		{siteForbid, &yes, true, true},
+		{siteForbid, &no, false, false},
 	} {
 		s := &site{Containers: siteContainers{Writable: tt.site, RemapRoot: tt.site, MountHome: tt.site}}
 		a, b, c, err := s.decide(choices{tt.said, tt.said, tt.said})
@@ -76,9 +85,16 @@ func TestPolicyBelow(t *testing.T) {
 		source string
 		ok     bool
 	}{
-		{dir + "/real", true}, {dir + "/real/in", true}, {dir + "/link/in", true},
-		{dir, false}, {dir + "/real/out", false}, {dir + "/real/in/../..", false}, {"/", false},
-		{dir + "/no/such", false}, {"tmpfs", true}, {"umount", false},
+		{dir + "/real", true},
+		{dir + "/real/in", true},
+		{dir + "/link/in", true},
+		{dir, false},
+		{dir + "/real/out", false},
+		{dir + "/real/in/../..", false},
+		{"/", false},
+		{dir + "/no/such", false},
+		{"tmpfs", true},
+		{"umount", false},
 	} {
 		if err := s.mayMount(runtime.Mount{Source: tt.source, Target: "/x"}); (err == nil) != tt.ok {
 			t.Errorf("%s: %v", tt.source, err)

@@ -123,10 +123,10 @@ func (o *saveOrder) inStage(ctx context.Context, layer, stderr *os.File) (*saveS
 		cmd.Args = []string{saveName}
 		cmd.Stdin, cmd.Stderr, cmd.ExtraFiles, cmd.SysProcAttr = strings.NewReader(string(text)), stderr, []*os.File{layer}, attr
 		cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
-		out, err := cmd.Output()
+		out, failed := cmd.Output()
 		sum := new(saveSummary)
 		if json.Unmarshal(out, sum) != nil {
-			return nil, fmt.Errorf("save: %w", err)
+			return nil, fmt.Errorf("save: %w", failed)
 		}
 		if sum.Error != "" {
 			return nil, errors.New(sum.Error)

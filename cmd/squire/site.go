@@ -30,7 +30,7 @@ func readSiteFile(name string) ([]byte, error) {
 	}
 	defer f.Close()
 	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+	if err = unix.Fstat(int(f.Fd()), &st); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	switch {

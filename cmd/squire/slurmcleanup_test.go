@@ -175,7 +175,7 @@ func TestCleanupWait(t *testing.T) {
 	if took := time.Since(began); took < killGrace { // were it to wait for the function, it would be for ever
 		t.Errorf("it took %s", took)
 	}
-	if err := waitFor(ctx, func() error { return killed }); err != killed {
+	if err := waitFor(ctx, func() error { return killed }); !errors.Is(err, killed) {
 		t.Errorf("of one that ends when it is killed: error %v", err)
 	}
 	if err := waitFor(t.Context(), func() error { return nil }); err != nil {

@@ -55,8 +55,9 @@ func (s *slurmStep) prepare(ctx context.Context) (*slurmContainer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c, err := s.named(ctx, options, flags); c != nil || err != nil {
-		return c, err
+	named, err := s.named(ctx, options, flags)
+	if named != nil || err != nil {
+		return named, err
 	}
 	imported, err := options.importImage(ctx, os.Stderr)
 	if err != nil {

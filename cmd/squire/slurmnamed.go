@@ -243,5 +243,5 @@ var networks = map[int64]bool{
 // onNetwork reports whether a directory may be the same on other nodes.
 func onNetwork(dir string) bool {
 	var st unix.Statfs_t
-	return unix.Statfs(dir, &st) == nil && networks[int64(st.Type)]
+	return unix.Statfs(dir, &st) == nil && networks[st.Type]
 }

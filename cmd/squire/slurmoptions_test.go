@@ -69,9 +69,12 @@ func TestSlurmOptions(t *testing.T) {
 			MountHome: true, RemapRoot: true, Entrypoint: true, EntrypointLog: true, Writable: true, KeepEnv: []string{"A", "B", "C"},
 			Unshare: []string{"net", "ipc", "uts"}, GPUs: "0,1", Trace: &yes, Batch: batchHost, Scope: scopeGlobal,
 		}},
-		{"nothing of it", []string{"image=/i.sqsh", "no-mount-home", "no-remap-root", "no-entrypoint", "no-writable", "no-trace"},
+		{
+			"nothing of it",
+			[]string{"image=/i.sqsh", "no-mount-home", "no-remap-root", "no-entrypoint", "no-writable", "no-trace"},
 			[]string{"PYXIS_CONTAINER_MOUNT_HOME=1", "PYXIS_CONTAINER_REMAP_ROOT=yes", "PYXIS_CONTAINER_ENTRYPOINT=y", "PYXIS_CONTAINER_WRITABLE=true"},
-			with(func(o *slurmOptions) { o.Trace = &no })},
+			with(func(o *slurmOptions) { o.Trace = &no }),
+		},
 		{"variables", []string{"image=/i.sqsh"}, []string{
 			"PYXIS_CONTAINER_MOUNTS=/a", "PYXIS_CONTAINER_WORKDIR=/w", "PYXIS_CONTAINER_SAVE=/s", "PYXIS_CONTAINER_NAME=n", "PYXIS_CONTAINER_MOUNT_HOME=1",
 			"PYXIS_CONTAINER_REMAP_ROOT=true", "PYXIS_CONTAINER_ENTRYPOINT=yes", "PYXIS_CONTAINER_ENTRYPOINT_LOG=y", "PYXIS_CONTAINER_WRITABLE=1",

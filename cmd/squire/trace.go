@@ -371,8 +371,8 @@ func (o *traceApplyOptions) run(stderr io.Writer, image, name string) error {
 		return fmt.Errorf("%s: %d of %s are not in %s", name, list.Unknown, plural(int64(list.Blocks), "block"), image)
 	}
 	if o.sidecar {
-		place, err := placeBeside(image, img.file)
-		if err != nil {
+		var place *tracePlace
+		if place, err = placeBeside(image, img.file); err != nil {
 			return err
 		}
 		return place.write(t)

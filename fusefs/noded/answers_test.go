@@ -64,8 +64,12 @@ func TestPlaceRefusals(t *testing.T) {
 		err  error
 		want Code
 	}{
-		{unix.EACCES, Denied}, {unix.EPERM, Denied}, {unix.ENOTDIR, Invalid}, {unix.EINVAL, Invalid},
-		{unix.EBUSY, Failed}, {errors.New("something"), Failed},
+		{unix.EACCES, Denied},
+		{unix.EPERM, Denied},
+		{unix.ENOTDIR, Invalid},
+		{unix.EINVAL, Invalid},
+		{unix.EBUSY, Failed},
+		{errors.New("something"), Failed},
 	} {
 		w.mu.Lock()
 		w.onAttach = func() error { return fmt.Errorf("mounter: %w", test.err) }
@@ -84,8 +88,12 @@ func TestSeldom(t *testing.T) {
 		after time.Duration
 		want  bool
 	}{
-		{"a", 0, true}, {"a", time.Second, false}, {"b", time.Second, true}, {"a", 59 * time.Second, false},
-		{"a", 60 * time.Second, true}, {"a", 61 * time.Second, false},
+		{"a", 0, true},
+		{"a", time.Second, false},
+		{"b", time.Second, true},
+		{"a", 59 * time.Second, false},
+		{"a", 60 * time.Second, true},
+		{"a", 61 * time.Second, false},
 	} {
 		if s.due(test.what, now.Add(test.after)) != test.want {
 			t.Errorf("%d: not %v", i, test.want)

@@ -103,7 +103,7 @@ func readNote(path string) (*note, error) {
 	if err = d.Decode(n); err != nil {
 		return nil, err
 	}
-	if _, err = d.Token(); err != io.EOF || n.Version != noteVersion {
+	if _, err = d.Token(); !errors.Is(err, io.EOF) || n.Version != noteVersion {
 		return nil, errors.New("it is of another form")
 	}
 	return n, nil

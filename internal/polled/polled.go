@@ -14,8 +14,8 @@ func Files(pid int) (names []string, err error) {
 	dir := fmt.Sprintf("/proc/%d", pid)
 	sets, err := filepath.Glob(dir + "/fdinfo/*")
 	for _, set := range sets {
-		info, err := os.ReadFile(set)
-		if err != nil {
+		info, failed := os.ReadFile(set)
+		if failed != nil {
 			continue // closed meanwhile
 		}
 		for line := range strings.Lines(string(info)) {

@@ -61,8 +61,8 @@ func (r *remover) dir(at int, name string, depth int) error {
 	for {
 		names, err := f.Readdirnames(1000)
 		for _, n := range names {
-			if err := r.entry(fd, n, depth+1); err != nil {
-				return err
+			if failed := r.entry(fd, n, depth+1); failed != nil {
+				return failed
 			}
 		}
 		if errors.Is(err, io.EOF) || errors.Is(err, unix.ENOENT) { // somebody else has removed it

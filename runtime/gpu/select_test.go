@@ -82,8 +82,10 @@ func TestChoose(t *testing.T) {
 		{name: "interactive step", host: "h100", env: []string{"SLURM_JOB_GPUS=0,1", "SLURM_STEP_ID=4294967290", "SLURM_GPUS_ON_NODE=2"}, nodes: "6 7", driver: true},
 		// A program that leaves one of its GPUs to others.
 		{name: "CUDA within Slurm", host: "h100", env: []string{"SLURM_STEP_GPUS=6,7", "CUDA_VISIBLE_DEVICES=7"}, nodes: "0 1", driver: true, set: "CUDA_VISIBLE_DEVICES=1"},
-		{name: "task of Slurm's", host: "h100", env: []string{"SLURM_STEP_GPUS=6", "CUDA_VISIBLE_DEVICES=6", "GPU_DEVICE_ORDINAL=6"}, nodes: "1", driver: true,
-			set: "CUDA_VISIBLE_DEVICES=0 GPU_DEVICE_ORDINAL=0"},
+		{
+			name: "task of Slurm's", host: "h100", env: []string{"SLURM_STEP_GPUS=6", "CUDA_VISIBLE_DEVICES=6", "GPU_DEVICE_ORDINAL=6"}, nodes: "1", driver: true,
+			set: "CUDA_VISIBLE_DEVICES=0 GPU_DEVICE_ORDINAL=0",
+		},
 		{name: "Slurm's numbers of no GPU", host: "h100", env: []string{"SLURM_JOB_GPUS=0,17"}, nodes: all, driver: true},
 		{name: "Slurm's garbage", host: "h100", env: []string{"SLURM_JOB_GPUS=0,x"}, nodes: all, driver: true},
 		{name: "Slurm and MIG devices", host: "mig", env: []string{"SLURM_JOB_GPUS=2", "CUDA_VISIBLE_DEVICES=MIG-cccc"}, nodes: "-cap102 -cap103 0", driver: true},
@@ -104,8 +106,10 @@ func TestChoose(t *testing.T) {
 		{name: "partitioned GPU", host: "mig", gpus: "0", nodes: "-cap102 -cap103 -cap104 -cap21 -cap22 0", driver: true},
 		{name: "AMD", host: "mi300", gpus: "1", nodes: "renderD129"},
 		{name: "AMD by id", host: "mi300", gpus: "GPU-000000000000abc3", nodes: "renderD131"},
-		{name: "AMD and Slurm", host: "mi300", env: []string{"SLURM_JOB_GPUS=1,2", "ROCR_VISIBLE_DEVICES=2", "GPU_DEVICE_ORDINAL=1,2"}, nodes: "renderD129 renderD130",
-			set: "ROCR_VISIBLE_DEVICES=1 GPU_DEVICE_ORDINAL=0,1"},
+		{
+			name: "AMD and Slurm", host: "mi300", env: []string{"SLURM_JOB_GPUS=1,2", "ROCR_VISIBLE_DEVICES=2", "GPU_DEVICE_ORDINAL=1,2"}, nodes: "renderD129 renderD130",
+			set: "ROCR_VISIBLE_DEVICES=1 GPU_DEVICE_ORDINAL=0,1",
+		},
 		{name: "AMD and CUDA's variable", host: "mi300", env: []string{"CUDA_VISIBLE_DEVICES=0"}, nodes: "renderD128 renderD129 renderD130 renderD131"},
 		{name: "no GPU", host: "none", env: []string{"NVIDIA_VISIBLE_DEVICES=0", "CUDA_VISIBLE_DEVICES=0", "SLURM_JOB_GPUS=0"}},
 	}

@@ -38,9 +38,9 @@ func Image(ctx context.Context, w *pack.Writer, img *sqfs.Image, r io.ReaderAt, 
 	}
 	same := map[*pack.Inode]*pack.Inode{}
 	if layer != "" {
-		top, dir, err := pack.Dir(ctx, w, layer, pack.DirOptions{Problem: problem})
-		if err != nil {
-			return nil, nil, err
+		top, dir, failed := pack.Dir(ctx, w, layer, pack.DirOptions{Problem: problem})
+		if failed != nil {
+			return nil, nil, failed
 		}
 		rep.DirReport = *dir
 		if err = merge(root, top, o, func(top, origin *pack.Inode) { same[top] = origin }); err != nil {
@@ -192,7 +192,7 @@ func (b *baseImage) add(ctx context.Context, shown map[*pack.Inode]bool, rep *Re
 			if anew != (b.copier == nil || spoilt[f.fragment]) {
 				continue
 			}
-			if err := context.Cause(ctx); err != nil {
+			if err = context.Cause(ctx); err != nil {
 				return err
 			}
 			if anew {

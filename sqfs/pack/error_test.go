@@ -102,7 +102,8 @@ func TestReadError(t *testing.T) {
 	noLeak(t)
 	const bs = 4096
 	for _, o := range []Options{
-		{BlockSize: bs, Time: time.Unix(0, 0), Memory: 1}, {BlockSize: bs, Time: time.Unix(0, 0)},
+		{BlockSize: bs, Time: time.Unix(0, 0), Memory: 1},
+		{BlockSize: bs, Time: time.Unix(0, 0)},
 		{BlockSize: bs, Time: time.Unix(0, 0), Duplicates: true, Memory: 1},
 	} {
 		rnd := rand.New(rand.NewPCG(5, 6))
@@ -237,7 +238,11 @@ func TestBadTree(t *testing.T) {
 		{at(&Inode{Type: sqfs.TypeSymlink}), "/d/x: symlink"},
 		{at(&Inode{Type: sqfs.TypeSymlink, Target: "a\x00"}), "/d/x: symlink"},
 		{at(&Inode{Type: sqfs.TypeSymlink, Target: strings.Repeat("a", 65536)}), "/d/x: symlink"},
-		{named(""), "/: "}, {named("."), "/.: "}, {named(".."), "/..: "}, {named("a/b"), "slash"}, {named("a\x00"), "zero byte"},
+		{named(""), "/: "},
+		{named("."), "/.: "},
+		{named(".."), "/..: "},
+		{named("a/b"), "slash"},
+		{named("a\x00"), "zero byte"},
 		{named(strings.Repeat("a", 256)), "256 bytes"},
 		{xattrs(Xattr{Name: "system.posix_acl_access"}), "/d/x: squashfs has no place"},
 		{xattrs(Xattr{Name: "user."}), "/d/x: squashfs has no place"},

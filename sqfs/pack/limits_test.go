@@ -104,7 +104,10 @@ func TestTooManyHoles(t *testing.T) {
 	}
 	defer w.Abort()
 	for _, h := range []holey{
-		{{hole: 1 << 50}}, {{hole: math.MaxInt64}}, {{hole: -1}}, {{data: []byte("x")}, {hole: 1 << 62}},
+		{{hole: 1 << 50}},
+		{{hole: math.MaxInt64}},
+		{{hole: -1}},
+		{{data: []byte("x")}, {hole: 1 << 62}},
 		{{hole: maxHoles / 2 * 4096}, {hole: (maxHoles/2 + 1) * 4096}},
 	} {
 		if _, err := w.Add(&h); err == nil {
@@ -354,8 +357,12 @@ func TestXattrPlaces(t *testing.T) {
 	root := &Inode{Type: sqfs.TypeDir, Entries: map[string]*Inode{}}
 	for i := range 2000 {
 		x := []Xattr{
-			{"user.z", []byte("short")}, {"user.inline", []byte("inline value")}, {"user.a", []byte("inline value")},
-			{"trusted.long", long}, {"security.long", long}, {"user.same", fmt.Append(nil, "number ", i/2)},
+			{"user.z", []byte("short")},
+			{"user.inline", []byte("inline value")},
+			{"user.a", []byte("inline value")},
+			{"trusted.long", long},
+			{"security.long", long},
+			{"user.same", fmt.Append(nil, "number ", i/2)},
 		}
 		rand.Shuffle(len(x), func(i, j int) { x[i], x[j] = x[j], x[i] })
 		root.Entries[fmt.Sprint(i)] = &Inode{Type: sqfs.TypeFifo, Xattrs: x}

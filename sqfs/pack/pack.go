@@ -103,12 +103,12 @@ func NewWriter(f File, o Options) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := f.Truncate(0); err != nil {
+	if err = f.Truncate(0); err != nil {
 		return nil, fmt.Errorf("pack: empty the image: %w", err)
 	}
 	options := o.compressorOptions()
 	if len(options) > 0 {
-		if _, err := f.WriteAt(options, disk.SuperblockSize); err != nil {
+		if _, err = f.WriteAt(options, disk.SuperblockSize); err != nil {
 			return nil, fmt.Errorf("pack: write image: %w", err)
 		}
 	}

@@ -195,8 +195,17 @@ func TestDuplicates(t *testing.T) {
 // TestOptions checks what is refused.
 func TestOptions(t *testing.T) {
 	for _, o := range []Options{
-		{Compression: sqfs.XZ}, {Compression: 77}, {Level: 23}, {Level: -1}, {Compression: sqfs.Gzip, Level: 10},
-		{Compression: sqfs.LZ4, Level: 10}, {BlockSize: 2048}, {BlockSize: 5000}, {BlockSize: 2 << 20}, {Processors: -1}, {Memory: -1},
+		{Compression: sqfs.XZ},
+		{Compression: 77},
+		{Level: 23},
+		{Level: -1},
+		{Compression: sqfs.Gzip, Level: 10},
+		{Compression: sqfs.LZ4, Level: 10},
+		{BlockSize: 2048},
+		{BlockSize: 5000},
+		{BlockSize: 2 << 20},
+		{Processors: -1},
+		{Memory: -1},
 	} {
 		if w, err := NewWriter(&memFile{}, o); err == nil {
 			w.Abort()

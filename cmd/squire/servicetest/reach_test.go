@@ -34,8 +34,17 @@ func reach() error {
 		for _, file := range []struct {
 			name  string
 			flags int
-		}{{"mem", unix.O_RDWR}, {"mem", unix.O_RDONLY}, {"exe", unix.O_WRONLY}, {"exe", unix.O_RDONLY}, {"root", unix.O_RDONLY}, {"cwd", unix.O_RDONLY},
-			{"fd/3", unix.O_RDONLY}, {"ns/mnt", unix.O_RDONLY}, {"ns/user", unix.O_RDONLY}} {
+		}{
+			{"mem", unix.O_RDWR},
+			{"mem", unix.O_RDONLY},
+			{"exe", unix.O_WRONLY},
+			{"exe", unix.O_RDONLY},
+			{"root", unix.O_RDONLY},
+			{"cwd", unix.O_RDONLY},
+			{"fd/3", unix.O_RDONLY},
+			{"ns/mnt", unix.O_RDONLY},
+			{"ns/user", unix.O_RDONLY},
+		} {
 			fd, err := unix.Open(dir+"/"+file.name, file.flags|unix.O_CLOEXEC, 0)
 			if err == nil {
 				unix.Close(fd)

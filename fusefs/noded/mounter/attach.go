@@ -83,7 +83,7 @@ func (h *host) enter(peer *os.File) (*credentials, error) {
 		return nil, err
 	}
 	if err = unix.Setns(int(peer.Fd()), unix.CLONE_NEWNS); err != nil {
-		return nil, fmt.Errorf("enter the mount namespace of the process: %v", err) // nothing that the user may not
+		return nil, fmt.Errorf("enter the mount namespace of the process: %s", err.Error()) // nothing that the user may not
 	}
 	ns, err := unix.Openat(int(h.proc.Fd()), "thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -92,7 +92,7 @@ func (h *host) enter(peer *os.File) (*credentials, error) {
 	defer unix.Close(ns)
 	users, err := unix.IoctlRetInt(ns, unix.NS_GET_USERNS)
 	if err != nil { // EPERM: not below ours. It is not that the user may not
-		return nil, fmt.Errorf("%w (%v)", errForeign, err)
+		return nil, fmt.Errorf("%w (%s)", errForeign, err.Error())
 	}
 	defer unix.Close(users)
 	var st unix.Stat_t
@@ -211,8 +211,9 @@ func (c *credentials) assume() error {
 }
 
 // attach puts a clone on a directory of the user's.
-func (m *mounter) attach(clone, dir, peer *os.File, user fusefs.Owner, deadline time.Time) (id uint64, err error) {
-	err = m.host.inThread([]*os.File{clone, dir, peer}, func() error {
+func (m *mounter) attach(clone, dir, peer *os.File, user fusefs.Owner, deadline time.Time) (uint64, error) {
+	var id uint64
+	failed := m.host.inThread([]*os.File{clone, dir, peer}, func() error {
 		cred, err := m.host.enter(peer)
 		if err != nil {
 			return err
@@ -240,7 +241,7 @@ func (m *mounter) attach(clone, dir, peer *os.File, user fusefs.Owner, deadline 
 		id, err = m.host.mountID(int(clone.Fd()))
 		return err
 	})
-	return id, err
+	return id, failed
 }
 
 // takeOff unmounts the mount of a descriptor, whatever is on top of it or in it.
@@ -276,7 +277,7 @@ func mayCover(dir, uid int) error {
 	if err := unix.Fstatfs(dir, &fs); err != nil {
 		return fmt.Errorf("look at the file system of the directory: %w", err)
 	}
-	if !slices.Contains(coverable, int64(fs.Type)) {
+	if !slices.Contains(coverable, fs.Type) {
 		return fmt.Errorf("mounting on a file system of type %#x: %w", fs.Type, unix.EPERM)
 	}
 	var st unix.Stat_t
@@ -297,11 +298,12 @@ func mayCover(dir, uid int) error {
 }
 
 // detach unmounts base in parent if one of r.IDs is there, and returns which.
-func (m *mounter) detach(parent, peer *os.File, r *request, deadline time.Time) (id uint64, err error) {
+func (m *mounter) detach(parent, peer *os.File, r *request, deadline time.Time) (uint64, error) {
+	var id uint64
 	if r.Base == "" || r.Base == "." || r.Base == ".." || len(r.Base) > maxName || strings.ContainsAny(r.Base, "/\x00") {
 		return 0, fmt.Errorf("name of a mount point: %w", unix.EINVAL)
 	}
-	err = m.host.inThread([]*os.File{parent, peer}, func() error {
+	failed := m.host.inThread([]*os.File{parent, peer}, func() error {
 		if _, err := m.host.enter(peer); err != nil {
 			return err
 		}
@@ -332,5 +334,5 @@ func (m *mounter) detach(parent, peer *os.File, r *request, deadline time.Time) 
 		// (fs/namei.c: vfs_rmdir calls detach_mounts).
 		return unix.Unmount(r.Base, flags)
 	})
-	return id, err
+	return id, failed
 }

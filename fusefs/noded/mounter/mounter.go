@@ -35,8 +35,8 @@ import (
 // it finds itself called so. (Helpers of the mounter, each a stage of its own, begin with the same word.)
 const Name = "squire-mounter"
 
-// ErrLost: the mount that Grant is to clone belongs to a mounter that has ended, and this kernel cannot clone it for
-// another. Clones that were made work on; for new ones the image must be mounted anew.
+// ErrLost says that the mount that Grant is to clone belongs to a mounter that has ended, and that this kernel cannot
+// clone it for another. Clones that were made work on; for new ones the image must be mounted anew.
 var ErrLost = errors.New("the mount was lost with the process that made it")
 
 // callTimeout bounds every call. A mounter that does not answer by then is ended, but for what may wait for a

@@ -194,6 +194,6 @@ func (m *mounter) answer(r *request, files []*os.File) {
 		closeFiles(back)
 	}
 	if errors.Join(sent, m.conn.Send(&out)) != nil {
-		os.Exit(1) // the keeper is gone
+		m.conn.Close() // the keeper is gone: serve ends
 	}
 }

@@ -73,7 +73,7 @@ func (e *gzipEncoder) Encode(dst, src []byte) (int, error) {
 	if err == nil {
 		err = e.w.Close()
 	}
-	if err == errNoGain {
+	if errors.Is(err, errNoGain) {
 		return 0, nil
 	}
 	if err != nil {

@@ -2,6 +2,7 @@ package codec
 
 import (
 	"encoding/binary"
+	"errors"
 
 	"github.com/klauspost/compress/huff0"
 )
@@ -171,7 +172,7 @@ func (e *zstdEncoder) literals(out, lits []byte) []byte {
 		}
 	}
 	switch {
-	case err == huff0.ErrUseRLE:
+	case errors.Is(err, huff0.ErrUseRLE):
 		return append(literalsHeader(out, rle, n), lits[0])
 	case err != nil || len(b)+5 >= n:
 		return append(literalsHeader(out, raw, n), lits...)
