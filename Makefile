@@ -77,7 +77,7 @@ $(GOLANGCI):
 
 shellcheck: ## check the shell scripts
 	@testdata/deps.sh shellcheck
-	shellcheck testdata/*.sh .ci/run
+	find . -name .tools -prune -o -name '*.sh' -print | xargs shellcheck .ci/run
 
 test: deps rootfs ## run every test; the last line says how many passed, failed and were skipped
 	@$(GOTEST) $(TESTFLAGS) $(PACKAGES) | go run ./testdata/tally

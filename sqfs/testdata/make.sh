@@ -170,10 +170,11 @@ PY
 done
 find . -size 0 -delete
 for tree in basic-gzip-128K index-gzip xattr-zstd bcj-arm64; do
-	for f in $tree.*s $tree.lln; do
+	for f in "$tree".*s "$tree.lln"; do
 		all=${tree%%-*}
 		case $f in *.sqfs) continue ;; esac
-		[ -f "$f" ] && mv "$f" "$all.${f##*.}" || continue
+		[ -f "$f" ] || continue
+		mv "$f" "$all.${f##*.}"
 		for g in "$all"-*."${f##*.}"; do ! cmp -s "$g" "$all.${f##*.}" || rm "$g"; done
 	done
 done

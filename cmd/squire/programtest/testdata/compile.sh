@@ -1,3 +1,4 @@
+#!/bin/sh
 # compile.sh: a compiler, make and git at work in the root file system itself.
 set -e
 mkdir /srv/build && cd /srv/build
@@ -43,4 +44,4 @@ git init -q repository && cd repository
 git config user.name me && git config user.email me@localhost
 cp ../*.c . && git add . && git commit -qm one && git gc -q && git fsck --no-progress
 git clone -q . ../local && git clone -q file:///srv/build/repository ../served
-git -C ../served worktree add -q ../tree && ls ../tree | wc -l
+git -C ../served worktree add -q ../tree && find ../tree -name "*.c" | wc -l

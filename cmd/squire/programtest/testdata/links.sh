@@ -1,6 +1,7 @@
+#!/bin/sh
 # links.sh: what conda, pip and archives do with links and directories, to files of the image and to new ones.
 mkdir /srv/links && cd /srv/links || exit
-mkdir -p pkgs/p1/lib pkgs/all && for i in $(seq 200); do echo $i >pkgs/p1/lib/f$i; done
+mkdir -p pkgs/p1/lib pkgs/all && for i in $(seq 200); do echo "$i" >"pkgs/p1/lib/f$i"; done
 cp -al pkgs/p1 env && (cd pkgs/all && ln -s ../p1/lib/* .)
 stat -c 'hard %h' env/lib/f200 && echo "symbolic $(cat pkgs/all/f*9 | wc -l)"
 rm -r env && stat -c 'hard %h' pkgs/p1/lib/f200
@@ -23,10 +24,12 @@ from setuptools import setup
 setup(name="module", version=os.environ["V"], packages=["module"], entry_points={"console_scripts": ["say=module:main"]})
 P
 for v in 1 2; do
-	sed -i "s/, .)/, $v)/" module/__init__.py && V=$v python3 setup.py -q bdist_wheel >log 2>&1 &&
-		pip install --no-index --no-deps --break-system-packages --root-user-action=ignore dist/module-$v-*.whl >log 2>&1 && say || cat log
+	{
+		sed -i "s/, .)/, $v)/" module/__init__.py && V=$v python3 setup.py -q bdist_wheel >log 2>&1 &&
+			pip install --no-index --no-deps --break-system-packages --root-user-action=ignore dist/module-$v-*.whl >log 2>&1 && say
+	} || cat log
 done
-pip uninstall -y --break-system-packages --root-user-action=ignore module >log 2>&1 && [ ! -e /usr/local/bin/say ] || cat log
+{ pip uninstall -y --break-system-packages --root-user-action=ignore module >log 2>&1 && [ ! -e /usr/local/bin/say ]; } || cat log
 
 # Archives and copies of all that there is.
 tar -C /odd --exclude=wide --exclude=sparse --exclude=data -cf all.tar . 2>/dev/null

@@ -1,3 +1,4 @@
+#!/bin/bash
 # packages.sh: a repository of packages is made, they are installed from it, and removed.
 set -e
 export DEBIAN_FRONTEND=noninteractive
@@ -7,8 +8,8 @@ mkdir -p /srv/repository /srv/packages && cd /srv/packages
 control() {
 	package=$1
 	shift
-	mkdir -p $package/DEBIAN
-	printf '%s\n' "Package: $package" 'Version: 1' 'Architecture: all' 'Maintainer: m <m@example.org>' 'Description: x' "$@" >$package/DEBIAN/control
+	mkdir -p "$package/DEBIAN"
+	printf '%s\n' "Package: $package" 'Version: 1' 'Architecture: all' 'Maintainer: m <m@example.org>' 'Description: x' "$@" >"$package/DEBIAN/control"
 }
 control squire-base
 mkdir -p squire-base/usr/lib/base && cp /bin/true squire-base/usr/lib/base/set-id && chmod 6755 squire-base/usr/lib/base/set-id
@@ -51,8 +52,8 @@ open("/srv/repository/app.deb", "wb").write(new)
 P
 cd /srv/repository
 for deb in *.deb; do
-	dpkg-deb -f $deb
-	printf '%s\n' "Filename: ./$deb" "Size: $(stat -c %s $deb)" "SHA256: $(sha256sum $deb | cut -d ' ' -f 1)" ''
+	dpkg-deb -f "$deb"
+	printf '%s\n' "Filename: ./$deb" "Size: $(stat -c %s "$deb")" "SHA256: $(sha256sum "$deb" | cut -d ' ' -f 1)" ''
 done >Packages
 echo 'deb [trusted=yes] file:/srv/repository ./' >/etc/apt/sources.list
 quiet() { "$@" >/srv/log 2>&1 </dev/null || { cat /srv/log; exit 1; }; }
@@ -68,6 +69,7 @@ ls -d /etc/app /usr/lib/base 2>/dev/null || echo removed
 # What administrators do.
 useradd -m -s /bin/bash alice
 stat -c '%n %U' /home/alice
+# shellcheck disable=SC2016 # it is alice's shell that expands them
 su - alice -c 'echo "su $PWD $(id -un)"'
 usermod -aG adm alice && passwd -d alice >/dev/null && echo alice:word | chpasswd && userdel alice && ! id alice 2>/dev/null
 mkdir t && echo a >t/a && tar --owner=33 --group=1234 -cf t.tar t && rm -r t && tar -xpf t.tar --same-owner && stat -c 'tar %u:%g' t/a
