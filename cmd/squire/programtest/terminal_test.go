@@ -203,6 +203,7 @@ func (w *who) jobControl(t *testing.T, term *terminal, name string) {
 	}) {
 		t.Fatalf("no signal of the new size: %q", term.text)
 	}
+	term.press("\n") // a signal that came when the prompt was there already has none behind its words
 	// Stopped, in the background, in the foreground, interrupted.
 	term.shell("sleep 1002", "\n")
 	w.started(t, "sleep 1002")
