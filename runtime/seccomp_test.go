@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/squirefs/squire/internal/rights"
 	"github.com/squirefs/squire/internal/testenv"
 )
 
@@ -222,9 +221,7 @@ func TestRunFilter(t *testing.T) {
 // needStatic skips a test that runs its own binary in a container.
 func needStatic(t *testing.T) {
 	t.Helper()
-	if rights.OneThread {
-		t.Skip("the race detector's binary needs a C library, which is not in the container")
-	}
+	testenv.NeedStatic(t)
 }
 
 func copyFile(t *testing.T, from, to string) {

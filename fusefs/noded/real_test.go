@@ -561,6 +561,7 @@ func open(t *testing.T, path string) {
 // Users share an image, cannot clear what keeps them from harm, and get neither what is for root alone, nor what lies on
 // a FUSE file system of theirs.
 func TestRealUsers(t *testing.T) {
+	testenv.NeedStatic(t) // the mounter starts lockers, where there are no files
 	s := startService(t, false)
 	image, _ := tree(t, 5, 10<<10)
 	open(t, image.Name())
@@ -592,6 +593,7 @@ func TestRealUsers(t *testing.T) {
 
 // An image that lies in a FUSE file system of root's, as it happens ours.
 func TestRealImageInFUSE(t *testing.T) {
+	testenv.NeedStatic(t) // the mounter starts lockers, where there are no files
 	s := startService(t, false)
 	inner, _ := tree(t, 3, 1000)
 	outer := filepath.Join(t.TempDir(), "outer.sqsh")
@@ -809,6 +811,7 @@ func mountHanging(t *testing.T, user int) string {
 // A user's file that cannot be closed holds up nobody: not others, not the start of another server, and no upgrade for
 // longer than it may take.
 func TestRealHangingFile(t *testing.T) {
+	testenv.NeedStatic(t) // the mounter starts lockers, where there are no files
 	s := startService(t, false)
 	image, _ := tree(t, 3, 1000)
 	open(t, image.Name())

@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+
+	"github.com/squirefs/squire/internal/rights"
 )
 
 // NeedTime skips a test that does a lot, of which what says a few words, where only short ones are wanted.
@@ -34,6 +36,15 @@ func NeedFUSE(t testing.TB) {
 		t.Skipf("needs FUSE: %v", err)
 	}
 	dev.Close()
+}
+
+// NeedStatic skips a test that runs its own program where the host's files are not. With C in it, as the race detector
+// is, that needs shared libraries.
+func NeedStatic(t testing.TB) {
+	t.Helper()
+	if rights.OneThread {
+		t.Skip("a program with C in it (the race detector) needs shared libraries, which are not where it is run")
+	}
 }
 
 // NeedTools skips a test of which a program is not in PATH.

@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/fusefs"
-	"github.com/squirefs/squire/internal/rights"
 	"github.com/squirefs/squire/internal/testenv"
 	"github.com/squirefs/squire/sqfs"
 )
@@ -76,9 +75,7 @@ func needRoot(t testing.TB) {
 func needLocker(t testing.TB) {
 	t.Helper()
 	needRoot(t)
-	if rights.OneThread {
-		t.Skip("a program with C in it (the race detector) needs shared libraries, which the locker's namespace lacks")
-	}
+	testenv.NeedStatic(t)
 }
 
 // hostileImage makes an image with a device node that everybody may open, and a set-id program. Paths of it are
