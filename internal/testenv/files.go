@@ -119,3 +119,23 @@ func RandomName(rnd *rand.Rand) string {
 	}
 	return "dots"
 }
+
+// Polled returns what the descriptors of a process are open on, as /proc/PID/fd shows it, that are in one of its sets of
+// epoll(7): see proc_pid_fdinfo(5). A process that is root's or the caller's is wanted.
+func Polled(pid int) (names []string) {
+	dir := "/proc/" + strconv.Itoa(pid)
+	sets, _ := filepath.Glob(dir + "/fdinfo/*")
+	for _, set := range sets {
+		info, _ := os.ReadFile(set) // a descriptor may be closed by now
+		for line := range strings.Lines(string(info)) {
+			f := strings.Fields(line) // tfd: NUMBER events: …
+			if len(f) < 2 || f[0] != "tfd:" {
+				continue
+			}
+			if name, err := os.Readlink(dir + "/fd/" + f[1]); err == nil {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
+}

@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/squirefs/squire/internal/polled"
 	"github.com/squirefs/squire/internal/testenv"
 )
 
@@ -246,10 +245,7 @@ func (d *daemon) wantNotPolled(t *testing.T) {
 	t.Helper()
 	polls := 0
 	for _, p := range d.processes() {
-		names, err := polled.Files(p.pid)
-		if err != nil {
-			t.Error(err)
-		}
+		names := testenv.Polled(p.pid)
 		polls += len(names)
 		if i := slices.IndexFunc(names, func(n string) bool { return strings.HasSuffix(n, "/fuse") }); i >= 0 {
 			t.Errorf("%s looks for %s", p.name, names[i])
