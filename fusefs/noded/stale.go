@@ -220,9 +220,7 @@ func (k *keeper) clearStale() {
 				dead = append(dead, n)
 			}
 		}
-		for _, n := range dead {
-			k.abort(n)
-		}
+		k.abort(dead)
 		k.leftovers.forget(k.clear(dead))
 		if time.Now().After(end) {
 			k.leftovers.forget(slices.Collect(maps.Keys(served))) // somebody else's by now
@@ -279,22 +277,49 @@ func (k *keeper) clear(numbers []uint64) (cleared []uint64) {
 	return cleared
 }
 
-// abort has the kernel end a FUSE connection that nobody serves: a thread of a killed server may wait in the kernel for a
+// abort has the kernel end FUSE connections that nobody serves: a thread of a killed server may wait in the kernel for a
 // page that only it would have filled, and keep the connection and all who use it (see fusefs/store.go).
-func (k *keeper) abort(number uint64) {
-	const dir = "/sys/fs/fuse/connections"
-	var fs unix.Statfs_t
-	if unix.Statfs(dir, &fs) != nil || fs.Type != fuseControl || unix.Major(number) != 0 {
+func (k *keeper) abort(numbers []uint64) {
+	if len(numbers) == 0 {
 		return
 	}
-	path := filepath.Join(dir, strconv.Itoa(int(unix.Minor(number))), "abort")
-	if err := os.WriteFile(path, []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
-		k.log.Warn("cannot end a FUSE connection", "superblock", number, "error", err)
+	control, err := connections()
+	if err != nil {
+		k.log.Warn("cannot end FUSE connections", "superblocks", numbers, "error", err)
+		return
+	}
+	defer unix.Close(control)
+	for _, n := range numbers {
+		if unix.Major(n) != 0 {
+			continue
+		}
+		fd, err := unix.Openat(control, strconv.Itoa(int(unix.Minor(n)))+"/abort", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			_, err = unix.Write(fd, []byte("1"))
+			unix.Close(fd)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			k.log.Warn("cannot end a FUSE connection", "superblock", n, "error", err)
+		}
 	}
 }
 
-// fuseControl is FUSE_CTL_SUPER_MAGIC (include/uapi/linux/magic.h has no such name; fs/fuse/control.c).
-const fuseControl = 0x65735543
+// connections opens the directory in which the kernel has FUSE connections: in a mount that has no place, as nobody need
+// have mounted it where it belongs (/sys/fs/fuse/connections).
+func connections() (fd int, err error) {
+	fs, err := unix.Fsopen("fusectl", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("fsopen fusectl: %w", err)
+	}
+	defer unix.Close(fs)
+	if err = unix.FsconfigCreate(fs); err != nil {
+		return -1, fmt.Errorf("fsconfig fusectl: %w", err)
+	}
+	if fd, err = unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC); err != nil {
+		return -1, fmt.Errorf("fsmount fusectl: %w", err)
+	}
+	return fd, nil
+}
 
 // serving returns which of the superblocks a process has the FUSE device of. It sees those of its PID namespace, so it must
 // be the first.

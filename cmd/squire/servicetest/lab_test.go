@@ -31,6 +31,7 @@ var stages = map[string]func(args []string) error{
 	"attacker": attack,
 	"attach":   attachEach,
 	"faultfs":  faultMain,
+	"storer":   storeMain,
 }
 
 func TestMain(m *testing.M) {
