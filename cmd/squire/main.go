@@ -54,6 +54,8 @@ func stageOf(name string) func() int {
 		return saveStage
 	case importStageName:
 		return importStage
+	case noded.HeirName:
+		return noded.HeirMain
 	case noded.MetricsName:
 		return metricsStage
 	case bench.ChildName:

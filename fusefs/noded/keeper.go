@@ -39,6 +39,7 @@ type keeper struct {
 	wake     chan struct{} // something in the tables has changed
 
 	store      *store
+	heir       heir
 	records    *recordFile
 	leftovers  *leftovers
 	metrics    *os.File // the socket for Prometheus; nil: none
@@ -49,9 +50,10 @@ type keeper struct {
 	inherit    func() (*inherited, error)
 	serving    func(numbers []uint64) (map[uint64]bool, error)
 
-	running   sync.WaitGroup // requests; see begin
-	reporting sync.WaitGroup // metrics processes
-	refusals  quota          // that are logged
+	running    sync.WaitGroup // requests; see begin
+	reporting  sync.WaitGroup // metrics processes
+	inheriting sync.WaitGroup // heirs
+	refusals   quota          // that are logged
 
 	mu        sync.Mutex
 	clients   map[*client]bool
@@ -118,6 +120,7 @@ func Run(ctx context.Context, c Config) error {
 	defer cancel()
 	k := newKeeper(ctx, c, processes)
 	spareKeeper()
+	signal.Ignore(unix.SIGPIPE) // who reads the log may end
 	signal.Notify(k.signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	defer signal.Stop(k.signals)
 	return k.run(cancel)
@@ -160,6 +163,9 @@ func (k *keeper) run(end func()) error {
 	}()
 	loops.Go(k.housekeeping)
 	loops.Go(k.clearStale)
+	if k.store == nil && k.parts.heir != nil {
+		loops.Go(func() { k.heirLoop(k.ctx, listener) })
+	}
 	if k.cfg.Metrics != "" {
 		if err = k.startMetrics(&loops); err != nil {
 			return err
@@ -263,6 +269,7 @@ func (k *keeper) housekeeping() {
 // finish ends the service: what is still mounted ends with it.
 func (k *keeper) finish() {
 	k.notify("STOPPING=1")
+	k.heir.dismiss()
 	k.mu.Lock()
 	k.closing = true
 	k.less.Broadcast()

@@ -49,6 +49,7 @@ type mountMaker interface {
 type parts struct {
 	server  func(server.Config) (imageServer, error)
 	mounter func(own bool) (mountMaker, error)
+	heir    func(socket *os.File) (*os.Process, error) // nil: there is none
 }
 
 var processes = parts{
@@ -66,6 +67,7 @@ var processes = parts{
 		}
 		return m, nil
 	},
+	heir: startHeir,
 }
 
 // process is one of the two kinds.

@@ -54,6 +54,8 @@ func TestMain(m *testing.M) {
 		os.Exit(userStage(os.Args[1], os.Args[2], os.Args[3]))
 	case name == squatterName:
 		os.Exit(squatterStage(os.Args[1]))
+	case name == HeirName:
+		os.Exit(HeirMain())
 	case name == MetricsName:
 		os.Exit(metricsStage())
 	case name == keeperName:

@@ -21,7 +21,8 @@ import (
 )
 
 // What a keeper leaves to the next one: descriptors with names, and records that say what they are. systemd's store of
-// descriptors keeps them when the keeper dies, and exec passes them on when it is replaced (upgrade.go).
+// descriptors keeps them when the keeper dies, or the heir (heir.go), and exec passes them on when it is replaced
+// (upgrade.go).
 //
 // Names are "records", "listen", "lock", "metrics", and "ID.file", "ID.device" and "ID.mount" for each image,
 // "ID.list" for one that is signed.
@@ -234,13 +235,11 @@ func (k *keeper) keep(img *image) {
 	k.mu.Lock()
 	device, mount := img.device, img.mount
 	k.mu.Unlock()
-	k.store.add(img.fdName("device"), device)
-	k.store.add(img.fdName("mount"), mount)
-	if img.list != nil {
-		k.store.add(img.fdName("list"), img.list)
-	}
-	if !img.loose { // systemd would have to close it, which may wait for a user's FUSE server
-		k.store.add(img.fdName("file"), img.file)
+	k.entrust(img.fdName("device"), device)
+	k.entrust(img.fdName("mount"), mount)
+	k.entrust(img.fdName("list"), img.list)
+	if !img.loose { // who keeps it would have to close it, which may wait for a user's FUSE server
+		k.entrust(img.fdName("file"), img.file)
 	}
 	k.saveRecords()
 }
@@ -248,12 +247,12 @@ func (k *keeper) keep(img *image) {
 // unkeep and unkeepMount take back what keep has done.
 func (k *keeper) unkeep(img *image) {
 	for _, what := range []string{"file", "list", "device", "mount"} {
-		k.store.remove(img.fdName(what))
+		k.withdraw(img.fdName(what))
 	}
 	k.saveRecords()
 }
 
-func (k *keeper) unkeepMount(img *image) { k.store.remove(img.fdName("mount")) }
+func (k *keeper) unkeepMount(img *image) { k.withdraw(img.fdName("mount")) }
 
 // deviceSuffix ends the names of devices.
 const deviceSuffix = ".device"
@@ -271,7 +270,7 @@ func (k *keeper) takeState(in *inherited) error {
 		if k.records, err = newRecordFile(); err != nil {
 			return err
 		}
-		k.store.add("records", k.records.f)
+		k.store.add(nameRecords, k.records.f)
 		k.dropForeign(in)
 		return nil
 	}

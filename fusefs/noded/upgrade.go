@@ -125,6 +125,8 @@ func (k *keeper) quiesce(l *listener) error {
 		<-m.Done()
 	}
 	k.reporting.Wait()
+	k.heir.dismiss()
+	k.inheriting.Wait()
 	return k.ctx.Err()
 }
 
@@ -147,30 +149,13 @@ func (k *keeper) exec(l *listener) error {
 	k.saveRecords()
 	var list []string
 	var fds []int
-	pass := func(name string, f *os.File) {
-		if f == nil {
-			return
-		}
-		_ = withFD(f, func(fd int) error {
+	for _, p := range k.possessions(l) {
+		_ = withFD(p.file, func(fd int) error {
 			fds = append(fds, fd)
-			list = append(list, name+"="+strconv.Itoa(fd))
+			list = append(list, p.name+"="+strconv.Itoa(fd))
 			return nil
 		})
 	}
-	pass(nameRecords, k.records.f)
-	pass(nameListen, l.file)
-	pass(nameLock, l.lock)
-	pass(nameMetrics, k.metrics)
-	k.mu.Lock()
-	for _, img := range k.images {
-		if img.device != nil {
-			pass(img.fdName("file"), img.file)
-			pass(img.fdName("list"), img.list)
-			pass(img.fdName("device"), img.device)
-			pass(img.fdName("mount"), img.mount)
-		}
-	}
-	k.mu.Unlock()
 	if err := closeOnExec(fds, false); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ package stage
 
 import (
 	"os"
+	"runtime"
 	"syscall"
 	"unsafe"
 
@@ -16,6 +17,20 @@ import (
 func SetName(name string) {
 	b := append([]byte(name), 0)
 	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&b[0])), 0, 0, 0)
+}
+
+// ContinueAfterParent has this process go on when its parent dies, if it stands still (SIGSTOP, a debugger), as it could not
+// see then that its socket is closed. SIGCONT does nothing to one that runs. The setting is a thread's and lost with it, and
+// with a change of rights (prctl(2): PR_SET_PDEATHSIG). What it waits for is the end of the thread that forked.
+func ContinueAfterParent() {
+	set := make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGCONT), 0, 0, 0)
+		close(set)
+		select {}
+	}()
+	<-set
 }
 
 // Fork starts a process that shall have no rights, see rights.Confine, with files as its descriptors 0, 1 and so on. All

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/squirefs/squire/fusefs/noded"
 	"github.com/squirefs/squire/internal/testenv"
 )
@@ -31,6 +33,7 @@ type daemon struct {
 const (
 	serverName  = "squire-server"
 	mounterName = "squire-mounter"
+	heirName    = "squire-heir"
 )
 
 // newDaemon prepares one, and sees to it that nothing of it stays.
@@ -69,10 +72,32 @@ func (d *daemon) startAgain(t *testing.T, flags ...string) {
 	d.wantAnswer(t)
 }
 
+// startInFile is startAgain for a daemon whose log is to go on when its first process has ended.
+func (d *daemon) startInFile(t *testing.T, flags ...string) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(d.home, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		f.Close()
+		if b, _ := os.ReadFile(f.Name()); t.Failed() {
+			_, _ = d.log.Write(b)
+		}
+	})
+	cmd := exec.Command(d.exe, d.args(flags...)...)
+	cmd.Stderr = f
+	d.launch(t, cmd)
+	d.wantAnswer(t)
+}
+
 // launch starts a prepared daemon.
 func (d *daemon) launch(t *testing.T, cmd *exec.Cmd) {
 	t.Helper()
-	cmd.Dir, cmd.Stderr = "/", d.log
+	cmd.Dir = "/"
+	if cmd.Stderr == nil {
+		cmd.Stderr = d.log
+	}
 	cmd.Env = append(cmd.Env, "PATH=/usr/sbin:/usr/bin:/sbin:/bin")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	// A child that outlives the keeper would keep the pipe of the log open.
@@ -305,6 +330,24 @@ func (d *daemon) imageReport(t *testing.T) noded.ImageReport {
 		t.Fatalf("%d images, want 1: %+v", len(r.Images), r.Images)
 	}
 	return r.Images[0]
+}
+
+// devicesOf returns how many FUSE devices a process has open. They were opened in the mounter's namespace, where the path is
+// another; the mounter has a descriptor of the path, which is no device.
+func devicesOf(pid int) (n int) {
+	dir := fmt.Sprintf("/proc/%d/", pid)
+	fds, _ := os.ReadDir(dir + "fd")
+	for _, fd := range fds {
+		to, _ := os.Readlink(dir + "fd/" + fd.Name())
+		info, _ := os.ReadFile(dir + "fdinfo/" + fd.Name())
+		_, flags, _ := strings.Cut(string(info), "flags:")
+		word, _, _ := strings.Cut(strings.TrimSpace(flags), "\n")
+		bits, err := strconv.ParseInt(word, 8, 64)
+		if err == nil && filepath.Base(to) == "fuse" && bits&unix.O_PATH == 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // connections returns the FUSE connections that processes of the daemon hold, with who holds them.

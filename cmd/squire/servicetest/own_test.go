@@ -28,6 +28,9 @@ func (l *lab) newOwners(t *testing.T) *owners {
 	return o
 }
 
+// ownName is what the keeper of such a service is called.
+const ownName = "squire-own"
+
 func (o *owners) processes() []process { return processesOf(o.exe) }
 
 // run prepares a container that uses, and if need be starts, the user's own service.
@@ -105,6 +108,64 @@ func TestOwnService(t *testing.T) {
 		if left := o.processes(); len(left) > 0 {
 			t.Errorf("left when nobody used them for long: %v", left)
 		}
+	}
+}
+
+// The keeper of a user's own service dies, for which there is no systemd: its heir goes on, in the same cgroup, and the tasks
+// see nothing. Nor do they when the whole service is stopped for a while, as with the step that it belongs to.
+func TestOwnKeeperDies(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	o := l.newOwners(t)
+	cmd := o.run(t, users[0], "cold", "/", "stdin")
+	cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setpgid = false, true
+	g, out := newGate(t), new(bytes.Buffer)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = g.r, out, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pidOf := func(name string) (pid int) {
+		eventually(t, "there is a "+name+" with a device", func() bool {
+			for _, p := range o.processes() {
+				if p.name == name && devicesOf(p.pid) == 1 {
+					pid = p.pid
+				}
+			}
+			return pid != 0
+		})
+		return pid
+	}
+	for range 3 {
+		heir, keeper := pidOf(heirName), pidOf(ownName)
+		if err := syscall.Kill(keeper, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the heir is the keeper", func() bool { return pidOf(ownName) == heir })
+	}
+	var stopped []process
+	for _, p := range o.processes() {
+		stopped = append(stopped, p)
+		_ = syscall.Kill(p.pid, syscall.SIGSTOP)
+	}
+	victim := o.run(t, users[0], "cold", "/", "0")
+	if err := victim.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(500 * time.Millisecond)
+	_ = syscall.Kill(-victim.Process.Pid, syscall.SIGKILL)
+	within(t, bound, "the death of a task meanwhile", func() { _ = victim.Wait() })
+	for _, p := range stopped {
+		_ = syscall.Kill(p.pid, syscall.SIGCONT)
+	}
+	if r := finish(t, o.run(t, users[0], "hash", "/", "0")); r.status != 0 || r.stderr != "" {
+		t.Errorf("a task that comes later: %+v", r)
+	}
+	g.open()
+	if err := cmd.Wait(); err != nil || !strings.HasPrefix(out.String(), "device=") {
+		t.Errorf("%v, %s", err, out)
+	}
+	if n := len(o.servers()); n != 1 {
+		t.Errorf("%d servers", n)
 	}
 }
 

@@ -157,6 +157,38 @@ func TestStormKeeper(t *testing.T) {
 	}
 }
 
+// Without systemd the keeper dies, or its heir, or everything but the heir: it goes on all the same.
+func TestStormHeir(t *testing.T) {
+	l := newLab(t)
+	d := l.newDaemon(t)
+	d.startInFile(t)
+	d.storm(t, 100*time.Millisecond, func(round int) bool {
+		heir := d.settled(t)
+		pid := d.report(t).PID
+		for _, p := range d.processes() {
+			if p.pid != heir && (p.pid == pid || round%3 == 0) && round%3 != 1 || p.pid == heir && round%3 == 1 {
+				_ = syscall.Kill(p.pid, syscall.SIGKILL)
+			}
+		}
+		return eventually(t, "there is another heir", func() bool { return d.find(heirName) != heir && d.ask() != nil })
+	})
+	d.settled(t)
+	if left := d.processes(); len(left) > 5 {
+		t.Errorf("too many: %v", left)
+	}
+}
+
+// settled waits until the heir has what it needs: as many devices as the keeper. It returns its process.
+func (d *daemon) settled(t *testing.T) (heir int) {
+	t.Helper()
+	eventually(t, "the heir has what the keeper has", func() bool {
+		heir = d.find(heirName)
+		r := d.ask()
+		return heir != 0 && r != nil && devicesOf(heir) == devicesOf(r.PID) && devicesOf(heir) == len(r.Images)
+	})
+	return heir
+}
+
 // An image that is gone leaves nothing in the descriptor store, nor does a keeper that has died since.
 func TestStoreForgets(t *testing.T) {
 	t.Parallel()
@@ -327,13 +359,15 @@ func TestServerStandsStill(t *testing.T) {
 	}
 }
 
-// A keeper that dies while its processes stand still leaves none of them behind, and no mount that hangs.
+// A keeper that dies while its processes stand still leaves none of them behind, and no mount that hangs: its heir goes on.
 func TestKeeperDiesBesideStopped(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
 	d := l.start(t)
 	h := d.hold(t, users[0], l.image)
-	for _, p := range d.processes() {
+	d.settled(t)
+	before := d.processes()
+	for _, p := range before {
 		if p.pid == d.cmd.Process.Pid {
 			continue
 		}
@@ -345,7 +379,12 @@ func TestKeeperDiesBesideStopped(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.wait(t)
-	eventually(t, "all processes have ended", func() bool { return len(d.processes()) == 0 })
+	eventually(t, "those of before have ended", func() bool {
+		return !slices.ContainsFunc(d.processes(), func(p process) bool { return slices.Contains(before, p) && p.name != heirName })
+	})
+	if r := finish(t, d.inside(t, users[0], h, "cold", "/", "0")); r.status != 0 {
+		t.Errorf("%+v", r)
+	}
 	within(t, bound, "the end of a task", func() { _ = h.end() })
 }
 

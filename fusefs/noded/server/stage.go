@@ -82,7 +82,7 @@ func run() error {
 	if err := rights.Confine(); err != nil {
 		return err
 	}
-	outliveNoKeeper()
+	stage.ContinueAfterParent() // as if it were stopped it would stay for ever, with devices and images in its hands
 	conn, err := wire.FileConn(os.NewFile(socket, "keeper"))
 	if err != nil {
 		return err
@@ -146,21 +146,6 @@ func tell(msg string, args ...any) {
 // expose makes this process the one that the kernel ends when memory is short, rather than the keeper or who uses the
 // mounts: it comes again, with caches that are empty.
 func expose() { _ = os.WriteFile("/proc/self/oom_score_adj", []byte("500"), 0) }
-
-// outliveNoKeeper has this process go on when the keeper dies, if it stands still (SIGSTOP, a debugger), as it could not see
-// then that its socket is closed, and would stay for ever with devices and images in its hands. SIGCONT does nothing to one
-// that runs: it answers what it has. The setting is a thread's and lost with it, and with a change of rights (prctl(2):
-// PR_SET_PDEATHSIG). What it waits for is the end of the thread that forked: the keeper does so on its main one.
-func outliveNoKeeper() {
-	set := make(chan struct{})
-	go func() {
-		runtime.LockOSThread()
-		_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGCONT), 0, 0, 0)
-		close(set)
-		select {}
-	}()
-	<-set
-}
 
 // loop takes requests until the keeper is gone, or wants the process to end. It never waits for anything else.
 func (p *process) loop() error {
