@@ -117,7 +117,8 @@ func TestOwnKeeperDies(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
 	o := l.newOwners(t)
-	cmd := o.run(t, users[0], "cold", "/", "stdin")
+	me := users[3] // a user has one service, and other tests run beside this one
+	cmd := o.run(t, me, "cold", "/", "stdin")
 	cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setpgid = false, true
 	g, out := newGate(t), new(bytes.Buffer)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = g.r, out, out
@@ -125,14 +126,16 @@ func TestOwnKeeperDies(t *testing.T) {
 		t.Fatal(err)
 	}
 	pidOf := func(name string) (pid int) {
-		eventually(t, "there is a "+name+" with a device", func() bool {
+		if !eventually(t, "there is a "+name+" with a device", func() bool {
 			for _, p := range o.processes() {
 				if p.name == name && devicesOf(p.pid) == 1 {
 					pid = p.pid
 				}
 			}
 			return pid != 0
-		})
+		}) {
+			t.Fatalf("%v, %s", o.processes(), out)
+		}
 		return pid
 	}
 	for range 3 {
@@ -147,7 +150,7 @@ func TestOwnKeeperDies(t *testing.T) {
 		stopped = append(stopped, p)
 		_ = syscall.Kill(p.pid, syscall.SIGSTOP)
 	}
-	victim := o.run(t, users[0], "cold", "/", "0")
+	victim := o.run(t, me, "cold", "/", "0")
 	if err := victim.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +160,7 @@ func TestOwnKeeperDies(t *testing.T) {
 	for _, p := range stopped {
 		_ = syscall.Kill(p.pid, syscall.SIGCONT)
 	}
-	if r := finish(t, o.run(t, users[0], "hash", "/", "0")); r.status != 0 || r.stderr != "" {
+	if r := finish(t, o.run(t, me, "hash", "/", "0")); r.status != 0 || r.stderr != "" {
 		t.Errorf("a task that comes later: %+v", r)
 	}
 	g.open()
