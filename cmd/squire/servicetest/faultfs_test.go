@@ -27,6 +27,7 @@ import (
 //	blips         answer the first read of each part with EIO, and those that come after as one should
 //	swap FILE     be another file from now on
 //	grow N, ino N answer with another size or inode number
+//	only UID      let nobody but a user open the file, root neither
 //
 // With "private" as third argument others do not get in.
 func faultMain(args []string) error {
@@ -67,6 +68,7 @@ type faultFS struct {
 	mode string
 	file *os.File
 	attr fuse.Attr
+	only uint32 // who may open the file; 0: all
 
 	failed int            // reads since the last line
 	blips  map[int64]bool // parts that have had theirs
@@ -110,6 +112,8 @@ func (f *faultFS) command(words []string) (err error) {
 		_, err = fmt.Sscan(words[1], &f.attr.Size)
 	case "ino":
 		_, err = fmt.Sscan(words[1], &f.attr.Ino)
+	case "only":
+		_, err = fmt.Sscan(words[1], &f.only)
 	default:
 		f.mode, f.blips = words[0], make(map[int64]bool)
 	}
@@ -138,7 +142,12 @@ func (f *faultFS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrO
 }
 
 // Open has every read come here: no page of the file is kept.
-func (f *faultFS) Open(_ <-chan struct{}, _ *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+func (f *faultFS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.only != 0 && in.Uid != f.only {
+		return fuse.EACCES
+	}
 	out.OpenFlags = fuse.FOPEN_DIRECT_IO
 	return fuse.OK
 }
