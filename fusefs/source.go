@@ -16,7 +16,7 @@ type Source struct {
 	watch atomic.Pointer[watch] // of the mount while it is served
 
 	under atomic.Int32           // reads that have not come back
-	moved atomic.Int64           // ns since 1970 when one last did, or began alone
+	moved atomic.Int64           // see now; when one last did, or began alone
 	out   atomic.Pointer[outage] // nil: storage answers
 }
 
@@ -31,6 +31,12 @@ var (
 	underway   atomic.Int32 // reads of storage, of all Sources
 	errBacklog = errors.New("too many reads wait for storage; does it hang?")
 )
+
+var began = time.Now()
+
+// now returns the time in ns by a clock that nobody sets. Were the time of day put back, storage would not be tried again for
+// as long.
+func now() int64 { return int64(time.Since(began)) }
 
 // ReadAt implements io.ReaderAt.
 func (s *Source) ReadAt(p []byte, off int64) (int, error) {
@@ -53,10 +59,10 @@ func (s *Source) ReadAt(p []byte, off int64) (int, error) {
 // read reads, and storage answers if it returns.
 func (s *Source) read(p []byte, off int64) (int, error) {
 	if s.under.Add(1) == 1 {
-		s.moved.Store(time.Now().UnixNano())
+		s.moved.Store(now())
 	}
 	n, err := s.r.ReadAt(p, off)
-	s.moved.Store(time.Now().UnixNano())
+	s.moved.Store(now())
 	s.under.Add(-1)
 	if h := s.out.Swap(nil); h != nil {
 		close(h.over)
@@ -80,7 +86,7 @@ func (s *Source) try(n int, off int64) {
 type outage struct {
 	wait  time.Duration // how long to wait
 	over  chan struct{} // closed when a read comes back
-	next  atomic.Int64  // ns since 1970 when one more is tried
+	next  atomic.Int64  // when one more is tried, see now
 	tries atomic.Int32  // how many were
 }
 
@@ -93,19 +99,19 @@ var errHangs = errors.New("storage does not answer")
 // suspect says that somebody has waited for storage, or for something else, for as long as a request may take. If no
 // read has come back in that time, storage hangs until one does.
 func (s *Source) suspect(limit time.Duration) {
-	now := time.Now().UnixNano()
-	if s.under.Load() == 0 || now-s.moved.Load() < int64(limit) {
+	at := now()
+	if s.under.Load() == 0 || at-s.moved.Load() < int64(limit) {
 		return
 	}
 	h := &outage{wait: limit / 5, over: make(chan struct{})}
-	h.next.Store(now + int64(h.wait))
+	h.next.Store(at + int64(h.wait))
 	s.out.CompareAndSwap(nil, h)
 }
 
 // tried reports whether the caller is to have storage tried.
 func (h *outage) tried() bool {
-	now, next := time.Now().UnixNano(), h.next.Load()
-	return now >= next && h.next.CompareAndSwap(next, now+int64(h.wait)) && h.tries.Add(1) <= maxTries
+	at, next := now(), h.next.Load()
+	return at >= next && h.next.CompareAndSwap(next, at+int64(h.wait)) && h.tries.Add(1) <= maxTries
 }
 
 // ended waits for the end, and reports whether it has come.

@@ -35,7 +35,7 @@ type keeper struct {
 	server   *slot[imageServer]
 	mounter  *slot[mountMaker]
 	main     chan func()   // for the main thread
-	answered atomic.Int64  // when the server last answered a ping, Unix time in ns
+	answered atomic.Int64  // when the server last answered a ping, see monotonic
 	wake     chan struct{} // something in the tables has changed
 
 	store      *store

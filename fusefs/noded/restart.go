@@ -326,7 +326,7 @@ func (k *keeper) watchdog(srv imageServer) {
 	for pause(k.ctx, pingEvery, srv.Done()) {
 		err := srv.Ping(pingTimeout)
 		if err == nil {
-			k.answered.Store(time.Now().UnixNano())
+			k.answered.Store(monotonic())
 			k.count(pingEvery/2, countTimeout)
 			continue
 		}

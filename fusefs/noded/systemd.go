@@ -184,7 +184,7 @@ func (k *keeper) health() {
 	}
 	every := time.Duration(usec) * time.Microsecond / 2
 	for {
-		if time.Since(time.Unix(0, k.answered.Load())) < pingEvery+pingTimeout {
+		if monotonic()-k.answered.Load() < (pingEvery + pingTimeout).Microseconds() {
 			k.notify("WATCHDOG=1")
 		}
 		if !pause(k.ctx, every, nil) {
