@@ -260,6 +260,30 @@ func TestHostileMount(t *testing.T) {
 	}
 }
 
+// What root mounts for everybody is read by whom the modes in the image let in, through the service as well.
+func TestModeBits(t *testing.T) {
+	l := newLab(t)
+	d := l.start(t)
+	img, err := l.makeImage("modes", 22, "-p", "private f 600 0 0 echo text")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := l.mkdir(t, root)
+	if r := finish(t, d.client(t, root, "mount", img.path, dir)); r.status != 0 {
+		t.Fatalf("%+v", r)
+	}
+	d.imageReport(t)
+	for _, u := range []user{root, users[1], nobody} { // its owner first, so that it is in the page cache
+		r := finish(t, command(t, u, bound, "cat", filepath.Join(dir, "private")))
+		if (r.stdout == "text\n") != (u == root) || u != root && !strings.Contains(r.stderr, "Permission denied") {
+			t.Errorf("user %v: %+v", u, r)
+		}
+	}
+	if r := finish(t, d.client(t, root, "umount", dir)); r.status != 0 {
+		t.Errorf("%+v", r)
+	}
+}
+
 // A set-id program that is copied up in a container, or made there, is nothing to another user.
 func TestCopyUp(t *testing.T) {
 	l := newLab(t, "setpriv")
