@@ -24,7 +24,8 @@ import (
 //	eio, estale   answer every read with that error
 //	hang          answer no read until told otherwise
 //	short         answer reads with half of what they ask for
-//	blips         answer the first read of each part with EIO, and those that come after as one should
+//	blips         answer the first read of each part with EIO, and those that come after as one should; of some parts also
+//	              the second, as the kernel asks twice for what it reads ahead
 //	swap FILE     be another file from now on
 //	grow N, ino N answer with another size or inode number
 //	only UID      let nobody but a user open the file, root neither
@@ -70,20 +71,24 @@ type faultFS struct {
 	attr fuse.Attr
 	only uint32 // who may open the file; 0: all
 
-	failed int            // reads since the last line
-	blips  map[int64]bool // parts that have had theirs
+	failed int           // reads since the last line
+	blips  map[int64]int // how many parts have had
 }
 
 // blipPart is large enough for a block of an image to lie in two parts at most: storage may be asked for it four times.
 const blipPart = 256 << 10
 
-// blip reports whether a read has come to a part for the first time.
-func (f *faultFS) blip(off, length int64) (first bool) {
+// blip reports whether a read has come to a part that is due to fail.
+func (f *faultFS) blip(off, length int64) (due bool) {
 	for part := off / blipPart; part <= (off+length-1)/blipPart; part++ {
-		first = first || !f.blips[part]
-		f.blips[part] = true
+		times := 1
+		if part%8 == 0 {
+			times = 2
+		}
+		due = due || f.blips[part] < times
+		f.blips[part]++
 	}
-	return first
+	return due
 }
 
 func (f *faultFS) swap(path string) error {
@@ -115,7 +120,7 @@ func (f *faultFS) command(words []string) (err error) {
 	case "only":
 		_, err = fmt.Sscan(words[1], &f.only)
 	default:
-		f.mode, f.blips = words[0], make(map[int64]bool)
+		f.mode, f.blips = words[0], make(map[int64]int)
 	}
 	return err
 }
