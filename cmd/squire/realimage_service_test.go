@@ -61,7 +61,7 @@ func (l *lab) daemon(t *testing.T, flags ...string) service {
 // stages lists the lab's processes with this name as their first argument.
 func (l *lab) stages(name string) (pids []int) {
 	for _, pid := range l.processes() {
-		if strings.Contains(describe([]int{pid}), " "+name) {
+		if strings.HasPrefix(describe([]int{pid}), fmt.Sprintf("[%d %s", pid, name)) {
 			pids = append(pids, pid)
 		}
 	}
@@ -431,7 +431,7 @@ func testOwn(t *testing.T, l *lab) {
 	if second := l.ownService(t); second != first {
 		t.Errorf("the service was %d, is %d", first, second)
 	}
-	// Killed, it leaves who comes next without: they start another.
+	// Killed, it has an heir after a second, and leaves who comes next without before: they start another.
 	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}

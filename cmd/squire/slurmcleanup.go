@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/squirefs/squire/fusefs/noded"
 	"github.com/squirefs/squire/internal/rights"
 	"github.com/squirefs/squire/runtime/container"
 )
@@ -247,11 +248,15 @@ func (o *slurmCleanupOptions) isStep(pid int) bool {
 	return ok && job == strconv.FormatUint(uint64(o.job), 10) && userOf(pid) == os.Geteuid()
 }
 
-// isService reports whether a process is a service of this user's own that a step of the job has started: it is in its
-// control group. What serves it ends with it.
+// isService reports whether a process is a service of this user's own that a step of the job has started, or its heir: it is
+// in its control group. What serves it ends with it.
 func (o *slurmCleanupOptions) isService(pid int) bool {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil || strings.TrimRight(string(text), "\x00") != ownName {
+	words := strings.Split(strings.TrimRight(string(text), "\x00"), "\x00")
+	if words[0] == noded.HeirName {
+		words = words[1:]
+	}
+	if err != nil || len(words) != 1 || words[0] != ownName {
 		return false
 	}
 	groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))

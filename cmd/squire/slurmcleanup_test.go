@@ -6,10 +6,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/squirefs/squire/fusefs/noded"
 	"github.com/squirefs/squire/runtime/container"
 )
 
@@ -20,11 +22,7 @@ func pretend(t *testing.T, uid int, args ...string) *exec.Cmd {
 	if err := os.WriteFile(filepath.Join(dir, args[1]), []byte("echo ready; read x\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for d := dir; d != "/" && d != os.TempDir(); d = filepath.Dir(d) {
-		if err := os.Chmod(d, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
+	openUp(t, dir)
 	cmd := exec.Command("/bin/sh", args[1:]...)
 	cmd.Args[0], cmd.Dir = args[0], dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
@@ -48,6 +46,16 @@ func pretend(t *testing.T, uid int, args ...string) *exec.Cmd {
 		t.Fatalf("%q did not start: %v", args, err)
 	}
 	return cmd
+}
+
+// openUp lets everybody into a directory of a test.
+func openUp(t *testing.T, dir string) {
+	t.Helper()
+	for d := dir; d != "/" && d != os.TempDir(); d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // lives reports whether a process that is our child has not ended.
@@ -91,6 +99,83 @@ func TestCleanupProcesses(t *testing.T) {
 	}
 	if _, err := squire(t, "slurm", "cleanup", "--job", "77", "--uid", "54321"); err != nil {
 		t.Error("with nothing left:", err)
+	}
+}
+
+// jobGroup makes a control group as Slurm does for a job, and returns the file that takes processes in.
+func jobGroup(t *testing.T, job string) (procs string) {
+	t.Helper()
+	for _, top := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/pids", "/sys/fs/cgroup/cpu"} {
+		dir := filepath.Join(top, "squire-test-"+strconv.Itoa(os.Getpid()))
+		procs = filepath.Join(dir, job, "cgroup.procs")
+		if os.MkdirAll(filepath.Dir(procs), 0o755) != nil {
+			continue
+		}
+		t.Cleanup(func() {
+			for range 100 { // it takes a moment until who has ended is out
+				if errors.Join(os.Remove(filepath.Dir(procs)), os.Remove(dir)) == nil {
+					return
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+		})
+		if _, err := os.Stat(procs); err == nil {
+			return procs
+		}
+	}
+	t.Skip("needs control groups")
+	return ""
+}
+
+// Services of the user's own that steps of the job have started end, and their heirs, who would go on for them. Those of other
+// jobs and other users do not.
+func TestCleanupServices(t *testing.T) {
+	needRoot(t)
+	const uid, other = 54321, 54322
+	procs := jobGroup(t, "job_77")
+	dir := t.TempDir()
+	openUp(t, dir)
+	if err := syscall.Mkfifo(filepath.Join(dir, ownName), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	begin := func(uid int, in bool, args ...string) *exec.Cmd {
+		cmd := exec.Command("/bin/cat") // which waits, by whatever name, for its input or for what writes to the pipe
+		cmd.Args, cmd.Dir = args, dir
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+		stdin, err := cmd.StdinPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err == nil && in {
+			err = os.WriteFile(procs, []byte(strconv.Itoa(cmd.Process.Pid)), 0)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			stdin.Close()
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		})
+		return cmd
+	}
+	ended := []*exec.Cmd{begin(uid, true, ownName), begin(uid, true, noded.HeirName, ownName)}
+	spared := []*exec.Cmd{
+		begin(uid, false, ownName), begin(uid, false, noded.HeirName, ownName), begin(other, true, ownName),
+		begin(other, true, noded.HeirName, ownName), begin(uid, true, noded.HeirName), begin(uid, true, "other", ownName),
+	}
+	if _, err := squire(t, "slurm", "cleanup", "--job", "77", "--uid", "54321"); err != nil {
+		t.Error(err)
+	}
+	for _, cmd := range ended {
+		if lives(t, cmd) {
+			t.Errorf("%q lives", cmd.Args)
+		}
+	}
+	for _, cmd := range spared {
+		if !lives(t, cmd) {
+			t.Errorf("%q of user %d was ended", cmd.Args, cmd.SysProcAttr.Credential.Uid)
+		}
 	}
 }
 
