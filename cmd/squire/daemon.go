@@ -34,8 +34,8 @@ by its socket, and do without where there is none. The unit squire.service runs 
 under systemd.
 
 A client opens its image itself and passes it on, so that nobody reaches through the
-service what they could not open. Programs that use an image notice nothing when the
-process that serves it dies, or is replaced by a newer version with SIGHUP.
+service what they could not open. Programs that use an image notice nothing when one of
+the service's processes dies, or when it is replaced by a newer version with SIGHUP.
 
 SIGTERM ends the service once nobody uses its images any more, or after --drain.
 
