@@ -386,6 +386,29 @@ func TestMemoryUsedUp(t *testing.T) {
 	}
 }
 
+// Who reads the log ends: what is logged is lost, and nothing else.
+func TestLogEnds(t *testing.T) {
+	l := newLab(t)
+	d := l.newDaemon(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(d.exe, d.args()...)
+	cmd.Stderr = w
+	d.launch(t, cmd)
+	w.Close()
+	d.wantAnswer(t)
+	r.Close()
+	for i := range 2 {
+		d.wantRun(t, users[i], l.own(t, users[i]), "hash", "/", "0") // each is logged
+		d.kill(serverName)                                           // so is that
+	}
+	if r := d.report(t); r.PID != cmd.Process.Pid || len(r.Images) != 2 {
+		t.Errorf("process %d reports %+v, want %d with two images", r.PID, r.Images, cmd.Process.Pid)
+	}
+}
+
 // SIGTERM with tasks running: they go on, new ones do without, and the service ends with the last.
 func TestDrain(t *testing.T) {
 	l := newLab(t)
