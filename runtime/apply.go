@@ -205,7 +205,15 @@ func openTree(op Op) (int, error) {
 	if slices.Contains(op.Flags, "bind") {
 		flags &^= unix.AT_RECURSIVE
 	}
-	return unix.OpenTree(unix.AT_FDCWD, op.Source, flags)
+	if len(op.Within) == 0 {
+		return unix.OpenTree(unix.AT_FDCWD, op.Source, flags)
+	}
+	fd, err := openWithin(op.Source, op.Within)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(fd)
+	return unix.OpenTree(fd, "", flags|unix.AT_EMPTY_PATH)
 }
 
 // enter makes dir the root that later operations build on.

@@ -166,17 +166,7 @@ func TestSwappedTargets(t *testing.T) {
 			os.Symlink(trap, root+"/link"), os.Lchown(root+"/swap", w.uid, w.uid)); err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan int)
-		go func() {
-			n := 0
-			for ctx.Err() == nil {
-				if unix.Renameat2(unix.AT_FDCWD, root+"/swap", unix.AT_FDCWD, root+"/link", unix.RENAME_EXCHANGE) == nil {
-					n++
-				}
-			}
-			done <- n
-		}()
+		stop := exchanging(t, root+"/swap", root+"/link")
 		ran := 0
 		for i := range 60 {
 			s := Spec{Dir: root, Writable: i%2 == 0, Mounts: []Mount{{Source: data, Target: "/swap/a/b"}, {Source: data + "/f", Target: "/swap/c"}}}
@@ -187,8 +177,7 @@ func TestSwappedTargets(t *testing.T) {
 				ran++
 			}
 		}
-		cancel()
-		if n := <-done; n < 60 {
+		if n := stop(); n < 60 {
 			t.Errorf("exchanged %d times only", n)
 		}
 		unharmed(t, trap)
@@ -197,6 +186,62 @@ func TestSwappedTargets(t *testing.T) {
 		}
 		t.Logf("%d of 60 containers ran", ran)
 	})
+}
+
+// A process beside exchanges the source of a mount, and a directory above one, with links to what a site does not let be
+// mounted, all the time. What is mounted is what was looked at, or nothing. (CVE-2025-23359)
+func TestSwappedSources(t *testing.T) {
+	forUsers(t, func(t *testing.T, w who, root string) {
+		allowed, secret := publicDir(t, w), publicDir(t, w)
+		if err := errors.Join(os.WriteFile(secret+"/what", []byte("secret\n"), 0o644), os.Mkdir(allowed+"/dir", 0o755),
+			os.WriteFile(allowed+"/dir/what", []byte("data\n"), 0o644), os.Symlink(secret, allowed+"/link")); err != nil {
+			t.Fatal(err)
+		}
+		stop := exchanging(t, allowed+"/dir", allowed+"/link")
+		saw := map[string]int{}
+		for i := range 60 {
+			m := Mount{Source: allowed + "/dir", Target: "/opt", Within: []string{"/no/such", allowed}}
+			if i%2 == 0 {
+				m.Source, m.Target = allowed+"/dir/what", "/opt/what"
+			}
+			s := Spec{Dir: root, Mounts: []Mount{m}, Command: []string{"/bin/cat", "/opt/what"}}
+			if i%3 == 0 { // the root itself likewise
+				s.Mounts = append(s.Mounts, Mount{Source: root + "/bin", Target: "/bin"})
+				s.Dir, s.DirWithin = allowed+"/dir", []string{allowed}
+			}
+			r := run(t, w, s)
+			clean(t, "swapped", r)
+			saw[r.out]++
+			if i%3 == 0 && strings.Contains(r.err, "forbidden here: it leads to "+secret) {
+				saw["refused"]++
+			}
+		}
+		if n := stop(); n < 60 {
+			t.Errorf("exchanged %d times only", n)
+		}
+		if saw["data\n"] == 0 || saw["secret\n"] > 0 || saw["refused"] == 0 {
+			t.Errorf("containers saw %v", saw)
+		}
+	})
+}
+
+// exchanging exchanges two names until the function that it returns is called, which says how often it did.
+func exchanging(t *testing.T, a, b string) (stop func() int) {
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan int)
+	go func() {
+		n := 0
+		for ctx.Err() == nil {
+			if unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE) == nil {
+				n++
+			}
+		}
+		done <- n
+	}()
+	return func() int {
+		cancel()
+		return <-done
+	}
 }
 
 // What an ordinary user's command tries to get out, or to get at what is locked, alone and in user namespaces of its own.

@@ -241,7 +241,7 @@ func TestExecRefused(t *testing.T) {
 		program := publicDir(t, w) + "/" + execName
 		copyFile(t, self, program)
 		for _, remap := range []bool{false, true} {
-			s := Spec{Dir: root, RemapRoot: remap, Mounts: []Mount{{program, "/bin/" + execName, nil}}}
+			s := Spec{Dir: root, RemapRoot: remap, Mounts: []Mount{{Source: program, Target: "/bin/" + execName}}}
 			s.Command = []string{"/bin/sh", "-c", fmt.Sprintf("exec %s %d id -u", execName, commandPID)}
 			if r := run(t, w, s); r.status != ExitFailed || r.out != "" || !strings.Contains(r.err, "does not answer, or refuses") && !strings.Contains(r.err, "not in a container") {
 				t.Errorf("from another container: %+v", r)

@@ -54,6 +54,7 @@ func (o *order) Fields(c *wire.Coder) {
 	s := &o.Spec
 	wire.String(c, &s.Image)
 	wire.String(c, &s.Dir)
+	c.Strings(&s.DirWithin)
 	c.Strings(&s.Command)
 	c.Bool(&s.Entrypoint)
 	wire.String(c, &s.Workdir)
@@ -61,6 +62,7 @@ func (o *order) Fields(c *wire.Coder) {
 		wire.String(c, &m.Source)
 		wire.String(c, &m.Target)
 		c.Strings(&m.Flags)
+		c.Strings(&m.Within)
 	})
 	c.Bool(&s.Writable)
 	wire.String(c, &s.Upper)
@@ -78,6 +80,7 @@ func (o *order) Fields(c *wire.Coder) {
 		wire.String(c, &op.Target)
 		c.Strings(&op.Flags)
 		c.Strings(&op.Args)
+		c.Strings(&op.Within)
 	})
 	wire.Int(c, &o.Group)
 	wire.Int(c, &o.Files)

@@ -19,6 +19,7 @@ type Mount struct {
 	Source string
 	Target string   // path inside, absolute, resolved inside the root
 	Flags  []string // words of mountFlags, tmpfsFlags and tmpfsOptions, umountFlags
+	Within []string // see Op; none: Source may be anywhere
 }
 
 // Sources that are no path.
@@ -220,7 +221,7 @@ func mountOp(m Mount) Op {
 		}
 		return Op{Do: OpTmpfs, Target: m.Target, Flags: slices.DeleteFunc(flags, func(f string) bool { return f == "x-create=dir" })}
 	}
-	return Op{Do: OpBind, Source: m.Source, Target: m.Target, Flags: flags}
+	return Op{Do: OpBind, Source: m.Source, Target: m.Target, Flags: flags, Within: m.Within}
 }
 
 // FstabMount is a line of a file of mounts.

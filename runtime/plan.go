@@ -57,6 +57,9 @@ type Op struct {
 	// lists the targets of which at least one must be missing from the image
 	// for the layer to be made.
 	Args []string `json:"args,omitempty"`
+	// Within are directories, by paths without links, of which Source must be in one, wherever links in it lead when it
+	// is opened. None: it may be anywhere.
+	Within []string `json:"within,omitempty"`
 }
 
 // String is the line that shows the operation to a person.
@@ -77,6 +80,9 @@ func (o Op) String() string {
 	}
 	if len(o.Args) > 0 {
 		b.WriteString(" " + strings.Join(o.Args, " "))
+	}
+	if len(o.Within) > 0 {
+		b.WriteString(" in " + strings.Join(o.Within, ", "))
 	}
 	return strings.TrimRight(b.String(), " ")
 }
@@ -141,7 +147,7 @@ const (
 
 func rootOp(s *Spec) Op {
 	if s.Dir != "" {
-		return Op{Do: OpDir, Source: s.Dir}
+		return Op{Do: OpDir, Source: s.Dir, Within: s.DirWithin}
 	}
 	return Op{Do: OpImage, Source: s.Image}
 }

@@ -34,10 +34,10 @@ func TestPlan(t *testing.T) {
 		{"plain", Spec{Image: "/i.sqsh", Command: []string{"id", "-u"}}, laptop},
 		{"node", Spec{Image: "/i.sqsh"}, node},
 		{"root", Spec{Image: "/i.sqsh"}, asRoot},
-		{"mounts", Spec{Image: "/i.sqsh", Workdir: "data/x", Mounts: []Mount{{"/l", "/data", []string{"ro"}}, {"/m", "/data/m", nil}, {"/t", "/tmp/t", nil}}}, laptop},
+		{"mounts", Spec{Image: "/i.sqsh", Workdir: "data/x", Mounts: []Mount{{Source: "/l", Target: "/data", Flags: []string{"ro"}}, {Source: "/m", Target: "/data/m"}, {Source: "/t", Target: "/tmp/t"}}}, laptop},
 		{"changes", Spec{Image: "/i.sqsh", Mounts: []Mount{
-			{"tmpfs", "/s", []string{"size=1G", "x-create=dir"}}, {"/l", "/s/l", []string{"rw", "x-create=file"}},
-			{"umount", "/s", nil}, {"/l", "/s/m", nil}, {"/l", "/s/m", nil}, {"umount", "/tmp", []string{"nofail"}}, {"/l", "/tmp/l", nil},
+			{Source: "tmpfs", Target: "/s", Flags: []string{"size=1G", "x-create=dir"}}, {Source: "/l", Target: "/s/l", Flags: []string{"rw", "x-create=file"}},
+			{Source: "umount", Target: "/s"}, {Source: "/l", Target: "/s/m"}, {Source: "/l", Target: "/s/m"}, {Source: "umount", Target: "/tmp", Flags: []string{"nofail"}}, {Source: "/l", Target: "/tmp/l"},
 		}}, laptop},
 		{"writable", Spec{Image: "/i.sqsh", Writable: true}, laptop},
 		{"upper", Spec{Image: "/i.sqsh", Writable: true, Upper: "/scratch/u", RemapRoot: true}, laptop},
@@ -45,6 +45,7 @@ func TestPlan(t *testing.T) {
 		{"unshare", Spec{Image: "/i.sqsh", Unshare: []string{"cgroup", "ipc", "net", "pid"}, Hostname: "node-1"}, node},
 		{"pid", Spec{Image: "/i.sqsh", Unshare: []string{"pid"}}, laptop},
 		{"dir", Spec{Dir: "/srv/root"}, laptop},
+		{"within", Spec{Dir: "/srv/root", DirWithin: []string{"/srv"}, Mounts: []Mount{{Source: "/l", Target: "/l", Within: []string{"/l", "/m"}}}}, laptop},
 		{"entrypoint", Spec{Image: "/i.sqsh", Command: []string{"--help"}, Entrypoint: true}, laptop},
 	}
 	for _, tt := range tests {

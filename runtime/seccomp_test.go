@@ -200,7 +200,7 @@ func TestRunFilter(t *testing.T) {
 		}
 		program := filepath.Join(publicDir(t, w), probeName)
 		copyFile(t, self, program)
-		s := Spec{Dir: root, Mounts: []Mount{{program, "/bin/" + probeName, nil}}, Command: []string{probeName}}
+		s := Spec{Dir: root, Mounts: []Mount{{Source: program, Target: "/bin/" + probeName}}, Command: []string{probeName}}
 		const ioctls = "operation not permitted\noperation not permitted\noperation not permitted\nbad file descriptor\n"
 		if r := run(t, w, s); r.status != 0 || !strings.HasPrefix(r.out, ioctls) {
 			t.Errorf("%+v", r)

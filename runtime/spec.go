@@ -16,6 +16,8 @@ type Spec struct {
 	// Dir is a directory to use as root file system. Empty: the MountFunc
 	// given to Init mounts it.
 	Dir string
+	// DirWithin are the directories of which Dir must be in one, see Op. None: it may be anywhere.
+	DirWithin []string
 	// Command is the program and its arguments. Empty: what the image's Config
 	// says, else /bin/sh.
 	Command []string

@@ -3,7 +3,9 @@ package runtime
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -32,6 +34,40 @@ func openIn(root int, name string) (int, error) {
 		}
 	}
 	return -1, unix.EAGAIN
+}
+
+// errOutside is a source that is not where it may be.
+var errOutside = errors.New("forbidden here: it leads")
+
+// openWithin returns an O_PATH descriptor of a path of the host, if what was opened is in one of dirs. A name can lead
+// elsewhere each time that it is looked up; the kernel's name for a descriptor has no links, and is that of what is
+// mounted by it.
+func openWithin(name string, dirs []string) (int, error) {
+	// An automounted directory is there when it is opened as one only (follow_automount, fs/namei.c).
+	fd, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOTDIR) {
+		fd, err = unix.Open(name, unix.O_PATH|unix.O_CLOEXEC, 0)
+	}
+	if err != nil {
+		return -1, err
+	}
+	is, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err == nil && !Below(is, dirs) {
+		err = fmt.Errorf("%w to %s", errOutside, is)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// Below reports whether a path is one of dirs, or in one. Paths are absolute, and without links.
+func Below(path string, dirs []string) bool {
+	return slices.ContainsFunc(dirs, func(dir string) bool {
+		rest, ok := strings.CutPrefix(path, strings.TrimSuffix(dir, "/"))
+		return ok && (rest == "" || rest[0] == '/')
+	})
 }
 
 // makeTarget returns an O_PATH descriptor of name inside root, after making

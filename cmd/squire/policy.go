@@ -274,15 +274,20 @@ func (s *site) enforce(spec *runtime.Spec, parser *runtime.MountParser) error {
 		_, _, _, err := s.decide(choices{Writable: &spec.Writable, RemapRoot: &spec.RemapRoot})
 		return err
 	}
-	for _, m := range spec.Mounts {
+	for i, m := range spec.Mounts {
 		if err := s.mayMount(m); err != nil {
 			return err
+		}
+		// Names may lead elsewhere by the time that they are used: then the same is looked at again, in what was opened.
+		if m.Host() {
+			spec.Mounts[i].Within = realDirs(c.Mounts)
 		}
 	}
 	if spec.Dir != "" {
 		if err := s.mayRunDir(spec.Dir); err != nil {
 			return err
 		}
+		spec.DirWithin = realDirs(s.Images.Directories)
 	}
 	own, err := siteMounts(parser)
 	if err != nil {
@@ -304,6 +309,10 @@ func (s *site) mayMount(m runtime.Mount) error {
 		}
 		return s.forbids("mount %s:%s", m.Source, m.Target)
 	}
+	dirs := realDirs(allowed)
+	if len(dirs) == 0 {
+		return s.forbids("mount %s", m.Source)
+	}
 	source, err := filepath.EvalSymlinks(m.Source)
 	if err != nil {
 		if m.MayFail() && errors.Is(err, os.ErrNotExist) {
@@ -311,21 +320,27 @@ func (s *site) mayMount(m runtime.Mount) error {
 		}
 		return fmt.Errorf("--mounts: source %w", unwrapPath(m.Source, err))
 	}
-	if !isBelow(source, allowed) {
+	if !runtime.Below(source, dirs) {
 		return s.forbids("mount %s", m.Source)
 	}
 	return nil
 }
 
 // isBelow reports whether a path without links is one of dirs, or below one.
-func isBelow(path string, dirs []string) bool {
-	return slices.ContainsFunc(dirs, func(dir string) bool {
-		if real, err := filepath.EvalSymlinks(dir); err == nil {
-			dir = real
+func isBelow(path string, dirs []string) bool { return runtime.Below(path, realDirs(dirs)) }
+
+// realDirs are the directories among dirs and words of the site's, by their paths without links.
+func realDirs(dirs []string) (real []string) {
+	for _, dir := range dirs {
+		if !filepath.IsAbs(dir) {
+			continue
 		}
-		rest, ok := strings.CutPrefix(path, strings.TrimSuffix(dir, "/"))
-		return ok && (rest == "" || rest[0] == '/')
-	})
+		if to, err := filepath.EvalSymlinks(dir); err == nil {
+			dir = to
+		}
+		real = append(real, dir)
+	}
+	return real
 }
 
 // openImage opens an image that is to be run, if the site lets it be. It looks at the file that it opened, not at its

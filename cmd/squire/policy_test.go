@@ -129,7 +129,9 @@ func TestPolicyRun(t *testing.T) {
 		{"", []string{"--mounts", "/usr:/u", testImage}, "/usr -> /u"},
 		{"[containers]\nmounts = []", []string{testImage}, "/etc -> /site/etc"},
 		{"[containers]\nmounts = []", []string{"--mounts", "/usr:/u", testImage}, "!mount /usr: forbidden here"},
-		{"[containers]\nmounts = ['/usr']", []string{"--mounts", "/usr/bin:/u", testImage}, "/usr/bin -> /u"},
+		{"[containers]\nmounts = ['/usr']", []string{"--mounts", "/usr/bin:/u", testImage}, "/usr/bin -> /u in /usr\n"},
+		{"[containers]\nmounts = ['/usr']", []string{testImage}, "/etc -> /site/etc (ro)\n"},
+		{"[containers]\nmounts = ['tmpfs']", []string{"--mounts", "/no/such:/u:nofail", testImage}, "!mount /no/such: forbidden here"},
 		{"[containers]\nmounts = ['/usr']", []string{"--tmpfs", "/t", testImage}, "!mount tmpfs:/t: forbidden here"},
 		{"[containers]\nmounts = ['/usr']", []string{"--mount-home", testImage}, "!mount " + home + ": forbidden here"},
 		{"[containers]\nmount-home = 'force'", []string{testImage}, home},
@@ -142,6 +144,7 @@ func TestPolicyRun(t *testing.T) {
 		{"[containers]\ndevices = 'forbid'", []string{"--device", "/dev/null", testImage}, "!--device /dev/null: forbidden here"},
 		{"[images]\nowners = ['root']", []string{"/"}, "!a directory as image, /: forbidden here"},
 		{"[images]\ndirectories = ['/usr']", []string{"/"}, "!image /: is not in /usr: forbidden here"},
+		{"[images]\ndirectories = ['/']", []string{"/"}, "dir       / in /\n"},
 		{"x = 1", []string{testImage}, `squire.toml: line 1: unknown key "x"`},
 	} {
 		out, err := planned(t, tt.policy, tt.args...)
