@@ -3,7 +3,9 @@ package main_test
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -141,4 +143,38 @@ func testBadHost(t *testing.T, l *lab) {
 			exec setpriv --inh-caps=-all --ambient-caps=-all `+command)
 		wantError(t, l, r, statusFailed, "user namespace", "max_user_namespaces")
 	})
+}
+
+// testSign signs as somebody whom no account exists for, too: ssh-keygen by itself does nothing for them.
+func testSign(t *testing.T, l *lab, who user) {
+	if _, err := exec.LookPath("ssh-keygen"); err != nil {
+		t.Skip("needs ssh-keygen (openssh-client)")
+	}
+	dir := l.mkdir(t, who)
+	defer os.RemoveAll(dir)
+	key, image := dir+"/key", dir+"/image.sqsh"
+	if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	err := errors.Join(os.WriteFile(image, []byte("what is signed need be no image"), 0o644), os.Chmod(dir, 0o755))
+	if who.cred != nil {
+		err = errors.Join(err, os.Chown(key, int(who.cred.Uid), int(who.cred.Gid)))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := l.run(t, who, l.squire, "sign", "--key", key, image); r.status != 0 || r.stderr != "" {
+		t.Errorf("sign: %+v", r)
+	}
+	if r := l.run(t, who, l.squire, "verify", "--key", key+".pub", image); r.status != 0 {
+		t.Errorf("verify: %+v", r)
+	}
+	// Where no user namespace can be made either, it says what is missing.
+	if who.cred == nil {
+		return
+	}
+	script := "echo 0 >/proc/sys/user/max_user_namespaces && exec " + l.squire + " sign --key " + key + " " + image
+	if r := l.run(t, who, "unshare", "-U", "--map-user=12345", "--map-group=12345", "--keep-caps", "sh", "-c", script); r.status != 125 || !strings.Contains(r.stderr, "12345, in /etc/passwd") {
+		t.Errorf("without user namespaces: %+v", r)
+	}
 }

@@ -38,6 +38,7 @@ func TestRealImage(t *testing.T) {
 		t.Run("exec/"+who.name, func(t *testing.T) { testExec(t, l, who) })
 		t.Run("gpu/"+who.name, func(t *testing.T) { testGPU(t, l, who) })
 		t.Run("trace/"+who.name, func(t *testing.T) { testTrace(t, l, who) })
+		t.Run("sign/"+who.name, func(t *testing.T) { testSign(t, l, who) })
 		t.Run("pack/"+who.name, func(t *testing.T) { testPack(t, l, who) })
 		t.Run("pack-signals/"+who.name, func(t *testing.T) { testPackSignals(t, l, who) })
 	}

@@ -7,7 +7,10 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/user"
+	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -29,9 +32,9 @@ signature. So whoever runs a signed image need not read it first: each block is 
 is read, and programs get an I/O error in the place of one that was altered. IMAGE and IMAGE.sig
 are copied together.
 
-FILE is an Ed25519 key of OpenSSH (ssh-keygen -t ed25519), or the public half of one that
-ssh-agent has: "ssh-keygen -Y sign" makes the signature, and asks for a passphrase if there is
-one.`,
+FILE is an Ed25519 key of OpenSSH (ssh-keygen -t ed25519), one of a security key (-t ed25519-sk
+or ecdsa-sk), or the public half of one that ssh-agent has: "ssh-keygen -Y sign" makes the
+signature, and asks for a passphrase, or for a touch, if the key wants one.`,
 		Example: `  ssh-keygen -t ed25519 -C images@site -f image-key
   squire sign --key image-key pytorch.sqsh
   squire verify --key image-key.pub pytorch.sqsh`,
@@ -44,7 +47,7 @@ one.`,
 			return sign(c, key, args[0])
 		},
 	}
-	cmd.Flags().StringVar(&key, "key", "", "`FILE` of the Ed25519 key to sign with")
+	cmd.Flags().StringVar(&key, "key", "", "`FILE` of the key to sign with")
 	return cmd
 }
 
@@ -84,12 +87,17 @@ func sign(c *cobra.Command, key, image string) error {
 
 // signedHead has OpenSSH sign a statement.
 func signedHead(key string, s *signed.Statement) (string, error) {
-	cmd := exec.Command("ssh-keygen", "-q", "-Y", "sign", "-n", signed.Namespace, "-f", key)
-	cmd.Stdin, cmd.Stderr = strings.NewReader(s.String()), os.Stderr
-	armor, err := cmd.Output()
+	// ssh-keygen ends at once where nobody is known by the caller's number, as in many containers and on nodes whose
+	// accounts come from elsewhere. Root of a user namespace is known everywhere, and has the caller's files and agent.
+	armor, err := runKeygen(key, s.String(), unnamed())
+	if errors.Is(err, errNoNamespace) {
+		armor, err = runKeygen(key, s.String(), false)
+	}
 	switch {
 	case errors.Is(err, exec.ErrNotFound):
 		return "", errors.New("ssh-keygen is not installed (openssh-client, openssh-clients)")
+	case err != nil && unnamed():
+		return "", fmt.Errorf("ssh-keygen: %w; it may want a line for your number, %d, in /etc/passwd", err, os.Getuid())
 	case err != nil:
 		return "", fmt.Errorf("ssh-keygen: %w", err)
 	}
@@ -98,6 +106,37 @@ func signedHead(key string, s *signed.Statement) (string, error) {
 		return "", err // of a key of another type, say
 	}
 	return sig.Head, nil
+}
+
+// unnamed reports whether /etc/passwd has nobody with the caller's number.
+func unnamed() bool {
+	_, err := user.LookupId(strconv.Itoa(os.Getuid()))
+	return err != nil && os.Getuid() != 0
+}
+
+// errNoNamespace is that the caller may make no user namespace.
+var errNoNamespace = errors.New("no user namespace")
+
+// runKeygen signs a text, as root of a user namespace if asked to.
+func runKeygen(key, text string, asRoot bool) ([]byte, error) {
+	var armor bytes.Buffer
+	cmd := exec.Command("ssh-keygen", "-q", "-Y", "sign", "-n", signed.Namespace, "-f", key)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(text), &armor, os.Stderr
+	if asRoot {
+		cmd.SysProcAttr = &syscall.SysProcAttr{
+			Cloneflags:  unix.CLONE_NEWUSER,
+			UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+			GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+		}
+	}
+	err := cmd.Start()
+	if err != nil && asRoot && !errors.Is(err, exec.ErrNotFound) {
+		return nil, errNoNamespace
+	}
+	if err == nil {
+		err = cmd.Wait()
+	}
+	return armor.Bytes(), err
 }
 
 func verifyCommand() *cobra.Command {

@@ -15,7 +15,7 @@
 //	the SHA-256 of each block of the image's file, 32 bytes each
 //
 // The first four lines are the Statement: what is signed, in the form of "ssh-keygen -Y sign" (OpenSSH,
-// PROTOCOL.sshsig), with an Ed25519 key and the namespace Namespace. hashes is the SHA-256 of the list, which has a hash for
+// PROTOCOL.sshsig), with a key of one of KeyTypes and the namespace Namespace. hashes is the SHA-256 of the list, which has a hash for
 // each block of the file, whose last one may be shorter. Size and length of blocks are signed as well, so one list means
 // one file.
 package signed

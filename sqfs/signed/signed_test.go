@@ -2,6 +2,7 @@ package signed_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -116,14 +117,94 @@ func flip(digits string) string {
 
 func endOf(armor string) string { return armor[strings.Index(armor, "-----END"):] }
 
+// A security key's signature counts if somebody touched it, and for what it says.
+func TestSecurityKeys(t *testing.T) {
+	s, _ := hash(t, content(300_000))
+	text := s.String()
+	for kind, token := range map[string]func(*signedtest.Token) *signedtest.Key{
+		"ed25519": func(t *signedtest.Token) *signedtest.Key { return t.Ed25519("release") },
+		"ecdsa":   func(token *signedtest.Token) *signedtest.Key { return token.ECDSA(t, "release") },
+	} {
+		key := token(&signedtest.Token{Application: "ssh:", Flags: 1, Counter: 4711})
+		public := key.Public(t)
+		for name, tt := range map[string]struct {
+			armor string
+			taken bool
+		}{
+			"touched":             {key.Armor(text, signed.Namespace), true},
+			"verified by PIN too": {token(&signedtest.Token{Application: "ssh:", Flags: 5}).Armor(text, signed.Namespace), true},
+			"nobody was there":    {token(&signedtest.Token{Application: "ssh:", Flags: 0}).Armor(text, signed.Namespace), false},
+			"only a PIN":          {token(&signedtest.Token{Application: "ssh:", Flags: 4}).Armor(text, signed.Namespace), false},
+			"another namespace":   {key.Armor(text, "file"), false},
+			"of something else":   {key.Armor("else", signed.Namespace), false},
+			"another application": {token(&signedtest.Token{Application: "ssh:x", Flags: 1}).Armor(text, signed.Namespace), false},
+			"no security key's":   {signedtest.New("release").Armor(text, signed.Namespace), false},
+			"another counter":     {altered(t, key.Armor(text, signed.Namespace), -1), false},
+			"another flag":        {altered(t, key.Armor(text, signed.Namespace), -5), false},
+			"another signature":   {altered(t, key.Armor(text, signed.Namespace), -6), false},
+		} {
+			sig, err := signed.Parse([]byte(text + tt.armor))
+			if err == nil {
+				_, err = sig.Verify([]signed.Key{public})
+			}
+			if (err == nil) != tt.taken {
+				t.Errorf("%s, %s: %v", kind, name, err)
+			}
+		}
+		// OpenSSH agrees.
+		if says := opensshVerifies(t, key.Line, text, key.Armor(text, signed.Namespace)); says != "" {
+			t.Errorf("%s: %s", kind, says)
+		}
+	}
+}
+
+// altered changes a byte of a signature, counted from its end.
+func altered(t *testing.T, armor string, at int) string {
+	t.Helper()
+	begin, end := strings.Index(armor, "\n"), strings.Index(armor, "-----END")
+	b, err := base64.StdEncoding.DecodeString(strings.ReplaceAll(armor[begin:end], "\n", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)+at] ^= 0x80
+	return armor[:begin+1] + base64.StdEncoding.EncodeToString(b) + "\n" + armor[end:]
+}
+
+// opensshVerifies returns what ssh-keygen has against a signature: nothing, too, where there is no ssh-keygen.
+func opensshVerifies(t *testing.T, line, message, armor string) string {
+	t.Helper()
+	if _, err := exec.LookPath("ssh-keygen"); err != nil {
+		return ""
+	}
+	dir := t.TempDir()
+	put := func(name, text string) string {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return filepath.Join(dir, name)
+	}
+	cmd := exec.Command("ssh-keygen", "-Y", "verify", "-n", signed.Namespace, "-I", "me", "-f", put("signers", "me "+line+"\n"), "-s", put("sig", armor))
+	cmd.Stdin = strings.NewReader(message)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return string(out) + err.Error()
+	}
+	return ""
+}
+
 func TestParseKey(t *testing.T) {
 	line := signedtest.New("a name").Line
+	ecdsa := new(signedtest.Token).ECDSA(t, "a name").Line
+	if _, err := signed.ParseKey(ecdsa); err != nil {
+		t.Errorf("%q: %v", ecdsa, err)
+	}
 	if key, err := signed.ParseKey(line); err != nil || key.Comment != "a name" {
 		t.Errorf("%q: %v, %v", line, key, err)
 	}
 	for _, line := range []string{
 		"", "ssh-ed25519", "ssh-rsa AAAA", "ssh-ed25519 AAAA", "ssh-ed25519 !",
 		strings.Replace(line, "AAAAC3", "AAAAD3", 1), line[:40],
+		"sk-" + line, strings.Replace(line, "ssh-ed25519 ", "sk-ssh-ed25519@openssh.com ", 1), ecdsa[:80],
+		strings.Replace(ecdsa, "bmlzdHAyNTY", "bmlzdHAyNTU", 1),
 	} {
 		if _, err := signed.ParseKey(line); err == nil {
 			t.Errorf("%q is taken for a key", line)
@@ -289,6 +370,9 @@ func TestOpenSSH(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	key := signedtest.New("release")
 	good := key.Head((&signed.Statement{Size: 5, Block: 4096}).String())
+	token := signedtest.Token{Application: "ssh:", Flags: 1}
+	f.Add([]byte(token.Ed25519("release").Head((&signed.Statement{Size: 5, Block: 4096}).String())))
+	f.Add([]byte(token.ECDSA(f, "release").Head((&signed.Statement{Size: 5, Block: 4096}).String())))
 	for _, s := range []string{good, good[:100], "", strings.Replace(good, "U1NI", "AAAA", 1)} {
 		f.Add([]byte(s))
 	}

@@ -119,12 +119,12 @@ func Parse(b []byte) (*Signature, error) {
 // Verify returns the key of keys that has signed the statement; an error if none has.
 func (s *Signature) Verify(keys []Key) (*Key, error) {
 	for i := range keys {
-		if keys[i].key.Equal(s.by.key) {
+		if keys[i].key.blob == s.by.key.blob {
 			if !s.by.verify([]byte(s.Statement.String())) {
 				return nil, errors.New("the signature is wrong")
 			}
 			return &keys[i], nil
 		}
 	}
-	return nil, fmt.Errorf("signed with another key (%s)", s.by.fingerprint())
+	return nil, fmt.Errorf("signed with another key (%s)", s.by.key.fingerprint())
 }
