@@ -167,8 +167,8 @@ func (b *builder) scaffold() error {
 		b.sources[i] = fd
 	}
 	options := "mode=755"
-	if slices.ContainsFunc(b.ops, writtenInMemory) {
-		options += layerLimit()
+	if i := slices.IndexFunc(b.ops, writtenInMemory); i >= 0 {
+		options += layerLimit(b.ops[i])
 	}
 	if err := unix.Mount("tmpfs", scaffoldDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 		return err

@@ -66,6 +66,7 @@ func (o *order) Fields(c *wire.Coder) {
 	})
 	c.Bool(&s.Writable)
 	wire.String(c, &s.Upper)
+	wire.String(c, &s.UpperSize)
 	c.Bool(&s.Layered)
 	c.Strings(&s.Hide)
 	c.Bool(&s.RemapRoot)

@@ -16,8 +16,13 @@ import (
 // The kernel gives a tmpfs half of the machine's memory, whatever the control group may have. What is in it stays when
 // processes are killed for memory, so a layer that fills the group's limit takes one after the other with it: of a step of
 // Slurm's slurmstepd too, after which nobody ends the job. So it gets half of the limit, and whoever writes more is told
-// ENOSPC.
-func layerLimit() string {
+// ENOSPC. Unless the user says another.
+func layerLimit(layer Op) string {
+	for _, f := range layer.Flags {
+		if strings.HasPrefix(f, sizeOption) {
+			return "," + f
+		}
+	}
 	limit := memoryLimit("/sys/fs/cgroup", "/proc/self/cgroup")
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err == nil && limit < info.Totalram*uint64(info.Unit) {

@@ -139,6 +139,9 @@ const sealRoot = "root"
 // whenMissing is a flag of OpLayer, and of OpAccount: for an id that the image does not know.
 const whenMissing = "when-missing"
 
+// sizeOption begins a flag of OpLayer: how large a layer in memory may become.
+const sizeOption = "size="
+
 // Flags of chdir and exec, see Op.
 const (
 	unlessConfigured = "unless-configured"
@@ -164,6 +167,9 @@ func layerOp(s *Spec, h *Host, on []Op) Op {
 		// Without it a directory that replaces one of the image is EIO: the
 		// mark for that is a trusted xattr, which a user namespace cannot set.
 		op.Flags = []string{"userxattr"}
+	}
+	if s.Writable && s.Upper == "" && s.UpperSize != "" {
+		op.Flags = append(op.Flags, sizeOption+s.UpperSize)
 	}
 	if s.Writable || s.Upper != "" { // which others may share, and write to
 		return op

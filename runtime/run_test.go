@@ -414,6 +414,9 @@ func TestRunWritable(t *testing.T) {
 			if got := sh(t, w, Spec{Dir: root, Writable: true}, "ls /file /dir 2>/dev/null; ls /opt/gone"); got != "/opt/gone" {
 				t.Errorf("a layer in memory outlived its container: %q", got)
 			}
+			if got := sh(t, w, Spec{Dir: root, Writable: true, UpperSize: "2m"}, "df -k / | awk 'NR == 2 {print $2}'; head -c 3000000 /dev/zero >/file 2>/dev/null; stat -c %s /file"); got != "2048\n2097152" && !strings.HasPrefix(got, "2048\n20") {
+				t.Errorf("a layer of 2 MiB: %q", got)
+			}
 		})
 		t.Run("directory", func(t *testing.T) {
 			upper := filepath.Join(publicDir(t, w), "with:odd,name\\")

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -34,6 +35,9 @@ type Spec struct {
 	// Upper is the host directory that keeps the writable layer, absolute.
 	// Empty: a tmpfs that goes with the container.
 	Upper string
+	// UpperSize is how much a writable layer in memory may hold, as in tmpfs(5): a number with k, m, g or %. Empty: half
+	// of what the control group may have.
+	UpperSize string
 	// Layered: what the MountFunc mounts is the root of another container, see [RootOf],
 	// whose writable layer this one shares. It has no Upper.
 	Layered bool
@@ -63,6 +67,9 @@ type Spec struct {
 	SetEnv []string
 }
 
+// tmpfsSize is a size of a tmpfs that is not 0, which would be no limit.
+var tmpfsSize = regexp.MustCompile(`^[1-9][0-9]{0,17}[kKmMgG%]?$`)
+
 // check reports what in the Spec cannot work, before anything is started.
 func (s *Spec) check() error {
 	for _, e := range s.SetEnv {
@@ -74,6 +81,9 @@ func (s *Spec) check() error {
 		if !ValidName(n) {
 			return fmt.Errorf("environment variable name %q is not valid", n)
 		}
+	}
+	if s.UpperSize != "" && !tmpfsSize.MatchString(s.UpperSize) {
+		return fmt.Errorf("size %q of the writable layer: want a number with k, m, g or %%, as 10g", s.UpperSize)
 	}
 	if err := s.checkNamespaces(); err != nil {
 		return err

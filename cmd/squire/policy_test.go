@@ -145,6 +145,10 @@ func TestPolicyRun(t *testing.T) {
 		{"[images]\nowners = ['root']", []string{"/"}, "!a directory as image, /: forbidden here"},
 		{"[images]\ndirectories = ['/usr']", []string{"/"}, "!image /: is not in /usr: forbidden here"},
 		{"[images]\ndirectories = ['/']", []string{"/"}, "dir       / in /\n"},
+		{"", []string{"--writable=tmpfs:size=1g", testImage}, "layer     tmpfs (size=1g)\n"},
+		{"", []string{"--writable=tmpfs:size=1g,mode=777", testImage}, `!size "1g,mode=777" of the writable layer: want`},
+		{"", []string{"--writable=tmpfs:size=0", testImage}, `!size "0"`},
+		{"", []string{"--writable=tmpfs:size=", testImage}, "!--writable: want tmpfs:size=SIZE"},
 		{"x = 1", []string{testImage}, `squire.toml: line 1: unknown key "x"`},
 	} {
 		out, err := planned(t, tt.policy, tt.args...)

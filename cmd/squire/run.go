@@ -140,7 +140,7 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	f.SetInterspersed(false)
 	f.Var(&mountsFlag{list: &o.mounts}, "mounts", "bind host paths: SRC[:DST[:FLAGS]][,...], flags joined by +; see above")
 	f.Var(&mountsFlag{list: &o.mounts, tmpfs: true}, "tmpfs", "mount an empty file system in memory: DST[:size=SIZE,mode=MODE,...]")
-	f.StringVar(&o.writable, "writable", "", "put a writable layer over the image, in memory or in a directory of yours that keeps it: --writable=DIR")
+	f.StringVar(&o.writable, "writable", "", "put a writable layer over the image, in memory, of tmpfs:size=SIZE, or in a directory of yours that keeps it: --writable=DIR")
 	f.Lookup("writable").NoOptDefVal = writableTmpfs
 	f.BoolVar(&o.readonly, "readonly", false, "keep the root file system read-only (the default)")
 	f.StringVar(&o.workdir, "workdir", "", `working directory inside (default: the container image's, or "/")`)
@@ -344,7 +344,11 @@ func (o *runOptions) spec(image string, command []string) (*runtime.Spec, error)
 	}
 	if o.writable != "" {
 		s.Writable = true
-		if o.writable != writableTmpfs {
+		if size, ok := strings.CutPrefix(o.writable, writableTmpfs+":size="); ok {
+			if s.UpperSize = size; size == "" {
+				return nil, errors.New("--writable: want tmpfs:size=SIZE")
+			}
+		} else if o.writable != writableTmpfs {
 			var err error
 			if s.Upper, err = filepath.Abs(o.writable); err != nil {
 				return nil, fmt.Errorf("--writable: %w", err)
