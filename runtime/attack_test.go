@@ -61,6 +61,9 @@ func TestHostilePlaces(t *testing.T) {
 			"missing":   func(string) error { return nil },
 			"no rights": func(name string) error { return errors.Join(os.Mkdir(name, 0o755), os.Chmod(name, 0)) },
 		}
+		if os.Getuid() == 0 {
+			kinds["device"] = func(name string) error { return unix.Mknod(name, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 5))) }
+		}
 		script := `cat /proc/self/comm; stat -c %t,%T /dev/null; ls /sys >/dev/null && echo sys; echo x >/dev/null`
 		for _, place := range []string{"dev", "proc", "sys", "tmp", "etc", "etc/hosts", "etc/resolv.conf", "dev/null", "dev/shm", "dev/pts"} {
 			for kind, put := range kinds {
@@ -332,6 +335,64 @@ func TestEscapes(t *testing.T) {
 	})
 }
 
+// Device nodes and set-user-ID programs of a root file system are none, whoever made them: not in the directory itself,
+// not in a layer that has a copy, and not in file systems that the container makes, though root could make some there.
+func TestHostileNodes(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to make device nodes")
+	}
+	forUsers(t, func(t *testing.T, w who, root string) {
+		zero := int(unix.Mkdev(1, 5))
+		if err := errors.Join(unix.Mknod(root+"/opt/zero", unix.S_IFCHR|0o666, zero), os.Chmod(root+"/opt/zero", 0o666)); err != nil {
+			t.Fatal(err)
+		}
+		// Each prints what it could do.
+		script := `for dir in /opt /x /tmpfs; do
+				if [ $dir != /opt ]; then mknod $dir/zero c 1 5 || cp -a /opt/zero $dir/zero; chmod 666 $dir/zero; fi 2>/dev/null
+				head -c 1 $dir/zero >/dev/null 2>&1 && echo opened $dir/zero
+				chmod 622 $dir/zero 2>/dev/null # copied into the layer, where there is one
+				head -c 1 $dir/zero >/dev/null 2>&1 && echo opened the copy of $dir/zero
+			done
+			awk '($5 == "/" || $5 == "/tmpfs") && $6 !~ /nosuid,nodev/ {print "the mount", $5, $6}' /proc/self/mountinfo`
+		for _, writable := range []bool{false, true} {
+			for _, remap := range []bool{false, w.uid != 0} {
+				s := Spec{Dir: root, Writable: writable, RemapRoot: remap, Mounts: []Mount{{Source: "tmpfs", Target: "/tmpfs"}}}
+				if got := sh(t, w, s, "mkdir /x 2>/dev/null; "+script); got != "" {
+					t.Errorf("writable %v, remapped %v: %s", writable, remap, got)
+				}
+			}
+		}
+	})
+}
+
+// What a user may not see on the host is not mounted for them either, by whatever way.
+func TestClosedSources(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to have something that users may not see")
+	}
+	forUsers(t, func(t *testing.T, w who, root string) {
+		if w.uid == 0 {
+			t.Skip("root sees everything")
+		}
+		closed, own := publicDir(t, who{}), publicDir(t, w)
+		deep := closed + "/closed/deep"
+		if err := errors.Join(os.MkdirAll(deep, 0o777), os.WriteFile(deep+"/secret", []byte("secret\n"), 0o600), os.Chmod(deep, 0o777),
+			os.Chmod(closed+"/closed", 0o700), os.Symlink(deep, own+"/link"), os.Symlink(deep+"/secret", own+"/file"),
+			os.Symlink("/proc/1/root", own+"/host"), os.Symlink("/proc/self/fd/3", own+"/descriptor")); err != nil {
+			t.Fatal(err)
+		}
+		for _, source := range []string{deep, deep + "/secret", closed + "/closed", own + "/link", own + "/link/secret", own + "/file", own + "/host", own + "/host/etc", own + "/descriptor"} {
+			for _, remap := range []bool{false, true} {
+				s := Spec{Dir: root, RemapRoot: remap, Mounts: []Mount{{Source: source, Target: "/opt/x"}}}
+				s.Command = []string{"/bin/sh", "-c", "cat /opt/x /opt/x/*"}
+				if r := run(t, w, s); r.out != "" || r.status == 0 {
+					t.Errorf("%s, remapped %v: %+v", source, remap, r)
+				}
+			}
+		}
+	})
+}
+
 // Whoever gets at the init stage has gained nothing: it has no descriptor, directory or right that leads out.
 func TestInitLeadsNowhere(t *testing.T) {
 	forUsers(t, func(t *testing.T, w who, root string) {
@@ -363,7 +424,7 @@ func TestHostileEnvironment(t *testing.T) {
 		testenv.NeedRoot(t, "to look at the init stage")
 		hostile := []string{
 			"LD_PRELOAD=/no/such.so", "LD_AUDIT=/no/such.so", "GLIBC_TUNABLES=glibc.malloc.check=3", "GODEBUG=madvdontneed=1,inittrace=1",
-			"GOTRACEBACK=crash", "GOMAXPROCS=1000", "BASH_ENV=/no/such", "ENV=/no/such", "IFS=/", "NVIDIA_VISIBLE_DEVICES=../../../etc", "TMPDIR=/no/such",
+			"GOTRACEBACK=crash", "GOMAXPROCS=1000", "BASH_ENV=/no/such", "ENV=/no/such", "IFS=/", "GCONV_PATH=/no/such", "LD_LIBRARY_PATH=/no/such", "NVIDIA_VISIBLE_DEVICES=../../../etc", "TMPDIR=/no/such",
 			"LINES=a\nb=c", "NAME WITH BLANK=x", "EQUALS==", "=EMPTY",
 		}
 		cmd := runner(t, w, Spec{Dir: root, Environ: hostile, Command: []string{"/bin/sh", "-c", `/bin/env; echo started; exec sleep 600`}})
@@ -445,7 +506,11 @@ func TestKilledAtAnyTime(t *testing.T) {
 	forUsers(t, func(t *testing.T, w who, root string) {
 		mark := strconv.Itoa(880000 + os.Getpid()%10000*2 + min(w.uid, 1))
 		for i := range 60 {
-			cmd := runner(t, w, Spec{Dir: root, Writable: i%3 == 0, Mounts: []Mount{{Source: "/usr", Target: "/usr"}}, Command: []string{"/bin/sleep", mark}})
+			s := Spec{Dir: root, Writable: i%3 == 0, Mounts: []Mount{{Source: "/usr", Target: "/usr"}}, Command: []string{"/bin/sleep", mark}}
+			if i%4 < 2 {
+				s.Unshare = []string{"ipc", "pid"}
+			}
+			cmd := runner(t, w, s)
 			cmd.SysProcAttr.Setpgid = true
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
