@@ -138,6 +138,7 @@ func (o *daemonOptions) limit() error {
 	if o.Owners = site.Images.owners; o.Owners == nil && site.Images.Owners != nil {
 		o.Owners = []uint32{}
 	}
+	o.Directories = site.Images.Directories
 	return nil
 }
 

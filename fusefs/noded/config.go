@@ -25,6 +25,9 @@ type Config struct {
 	// whose files may be served to others than root; nil: everybody's.
 	Keys   []signed.Key
 	Owners []uint32
+	// Directories are those of which what users have served must lie in one, wherever links in their names lead; nil:
+	// anywhere.
+	Directories []string
 	// NoIDMap and NoResend do without idmapped mounts (Linux 6.12) and FUSE_NOTIFY_RESEND (6.9), as older kernels have
 	// to; for tests and for kernels that claim more than they can.
 	NoIDMap, NoResend bool

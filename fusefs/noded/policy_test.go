@@ -2,6 +2,7 @@ package noded
 
 import (
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/squirefs/squire/sqfs/signed"
@@ -58,6 +59,71 @@ func TestSiteLimits(t *testing.T) {
 				t.Errorf("%s: the server is told %q", c.what, got)
 			}
 			k.w.mu.Unlock()
+		}
+	}
+}
+
+// Where a file lies is what the kernel calls it, in the service's own mount namespace.
+func TestSiteDirectories(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"in/deep", "in2", "..in"} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, to := range map[string]string{"link": "in", "in/out": dir + "/in2/image", "in2/in": dir + "/in/image"} {
+		if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"image", "in/image", "in/deep/image", "in2/image", "..in/image"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("image "+name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		name string
+		dirs []string
+		user uint32
+		want Code
+	}{
+		{"image", nil, 1000, OK},
+		{"in/image", []string{"/no/such", "in"}, 1000, OK},
+		{"in/deep/image", []string{"in"}, 1000, OK},
+		{"in/image", []string{"link"}, 1000, OK},
+		{"in2/in", []string{"in"}, 1000, OK},
+		{"..in/image", []string{"."}, 1000, OK},
+		{"image", []string{"in"}, 1000, Denied},
+		{"in/out", []string{"in"}, 1000, Denied},
+		{"in2/image", []string{"in", "link"}, 1000, Denied},
+		{"in/image", []string{}, 1000, Denied},
+		{"image", []string{"in"}, 0, OK},
+	} {
+		cfg := Config{}
+		if c.dirs != nil {
+			cfg.Directories = []string{}
+		}
+		for _, d := range c.dirs {
+			if !filepath.IsAbs(d) {
+				d = filepath.Join(dir, d)
+			}
+			cfg.Directories = append(cfg.Directories, d)
+		}
+		k := run(t, newWorld(t), cfg)
+		file, err := os.Open(filepath.Join(dir, c.name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := k.as(t, c.user).Mount(Request{View: View{Squash: true}}, file)
+		file.Close()
+		if code(err) != c.want {
+			t.Errorf("%s in %q: %v", c.name, c.dirs, err)
+		}
+		if err == nil {
+			m.Mount.Close()
 		}
 	}
 }

@@ -49,7 +49,7 @@ func (k *keeper) mount(c *client, r *Request, files []*os.File, reply *Reply) (*
 	if refused != nil {
 		return nil, refused
 	}
-	if refused = k.mayServe(r, &o, list, c.user.UID); refused != nil {
+	if refused = k.mayServe(r, &o, files[0], list, c.user.UID); refused != nil {
 		return nil, refused
 	}
 	o.offset = r.Offset

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -80,11 +82,16 @@ func vet(f *os.File, user uint32, own bool) (opened, *ServiceError) {
 }
 
 // mayServe refuses what the site does not let users have served, and says by what the image is to be read. list is the
-// descriptor that came with a signature, nil of others. It never waits: the list is in memory.
-func (k *keeper) mayServe(r *Request, o *opened, list *os.File, user uint32) *ServiceError {
+// descriptor that came with a signature, nil of others: it is in memory, so that nobody waits for it.
+func (k *keeper) mayServe(r *Request, o *opened, image, list *os.File, user uint32) *ServiceError {
 	limited := !k.cfg.Own && user != 0
 	if limited && k.cfg.Owners != nil && !slices.Contains(k.cfg.Owners, o.owner) {
 		return refuse(Denied, "only images of some users may be run here")
+	}
+	if limited && k.cfg.Directories != nil {
+		if refused := mustLieIn(image, k.cfg.Directories); refused != nil {
+			return refused
+		}
 	}
 	if r.Do != VerbMountSigned {
 		if limited && k.cfg.Keys != nil {
@@ -106,6 +113,59 @@ func (k *keeper) mayServe(r *Request, o *opened, list *os.File, user uint32) *Se
 	}
 	o.signed = sig.Statement.String()
 	return nil
+}
+
+// mustLieIn refuses a file that is in none of dirs. Its name is the kernel's, in which no link is left, and is true if the
+// file was opened by a mount that is there where the keeper is: what is mounted in a user's own namespace may be anything
+// under any name. Of that, the user's own server has to judge, as where there is no service.
+func mustLieIn(f *os.File, dirs []string) *ServiceError {
+	name, ours, err := placeOf(f)
+	switch {
+	case err != nil:
+		return refuse(Failed, "find out where the file lies: %s", err)
+	case !ours:
+		return refuse(Limit, "from another mount namespace it cannot be told whether it lies in a directory of the site's images")
+	case !liesIn(name, dirs):
+		return refuse(Denied, "only images in some directories may be run here")
+	}
+	return nil
+}
+
+// placeOf returns the kernel's name for an open file, and whether the mount that it was opened by is one of the keeper's
+// namespace. The file keeps that mount, whose number so is nobody else's, and no file system is asked.
+func placeOf(f *os.File) (name string, ours bool, err error) {
+	var info []byte
+	err = withFD(f, func(fd int) (err error) {
+		if info, err = os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd)); err == nil {
+			name, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+		}
+		return err
+	})
+	if err != nil {
+		return "", false, err
+	}
+	_, text, _ := strings.Cut(string(info), "mnt_id:")
+	text, _, _ = strings.Cut(text, "\n")
+	id, err := strconv.ParseUint(strings.TrimSpace(text), 10, 64)
+	if err != nil {
+		return "", false, errors.New("/proc/self/fdinfo does not tell the mount")
+	}
+	mounts, err := mountinfo.Self()
+	ours = slices.ContainsFunc(mounts, func(m mountinfo.Mount) bool { return m.ID == id })
+	return name, ours, err
+}
+
+// liesIn reports whether a path without links lies in one of dirs. Links in their names are followed only if it must be:
+// that may wait for the file server that they are on, and with it the connection that asks.
+func liesIn(name string, dirs []string) bool {
+	in := func(dir string) bool {
+		rest, err := filepath.Rel(dir, name)
+		return err == nil && filepath.IsLocal(rest)
+	}
+	return slices.ContainsFunc(dirs, in) || slices.ContainsFunc(dirs, func(dir string) bool {
+		real, err := filepath.EvalSymlinks(dir)
+		return err == nil && in(real)
+	})
 }
 
 // sealed reports whether nobody can change a file, which is in memory then, and has size bytes.

@@ -21,10 +21,15 @@ import (
 // signedLab is a lab whose squire has a site that runs signed images only, and the key that signs them.
 func signedLab(t *testing.T) (*lab, *signedtest.Key) {
 	t.Helper()
-	l := *newLab(t)
 	key := signedtest.New("site")
+	return siteLab(t, fmt.Sprintf("[images]\nkeys = [%q]\n", key.Line)), key
+}
+
+// siteLab is a lab whose squire has a site with this squire.toml.
+func siteLab(t *testing.T, policy string, tools ...string) *lab {
+	t.Helper()
+	l := *newLab(t, tools...)
 	dir := l.mkdir(t, root)
-	policy := fmt.Sprintf("[images]\nkeys = [%q]\n", key.Line)
 	if err := os.WriteFile(filepath.Join(dir, "squire.toml"), []byte(policy), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +37,7 @@ func signedLab(t *testing.T) (*lab, *signedtest.Key) {
 	if err := testenv.Build(l.squire, "-X main.siteDir="+dir); err != nil {
 		t.Fatal(err)
 	}
-	return &l, key
+	return &l
 }
 
 // alter changes a byte in the middle of an image, and leaves its times as they were: nothing shows that but the bytes.
