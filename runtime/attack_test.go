@@ -346,6 +346,10 @@ func TestHostileNodes(t *testing.T) {
 		if err := errors.Join(unix.Mknod(root+"/opt/zero", unix.S_IFCHR|0o666, zero), os.Chmod(root+"/opt/zero", 0o666)); err != nil {
 			t.Fatal(err)
 		}
+		// All places are there, so that a container that is not writable has the directory itself as its root.
+		if err := errors.Join(os.Mkdir(root+"/tmpfs", 0o755), os.WriteFile(root+"/etc/resolv.conf", nil, 0o644), os.WriteFile(root+"/etc/hosts", nil, 0o644)); err != nil {
+			t.Fatal(err)
+		}
 		// Each prints what it could do.
 		script := `for dir in /opt /x /tmpfs; do
 				if [ $dir != /opt ]; then mknod $dir/zero c 1 5 || cp -a /opt/zero $dir/zero; chmod 666 $dir/zero; fi 2>/dev/null
@@ -359,6 +363,9 @@ func TestHostileNodes(t *testing.T) {
 				s := Spec{Dir: root, Writable: writable, RemapRoot: remap, Mounts: []Mount{{Source: "tmpfs", Target: "/tmpfs"}}}
 				if got := sh(t, w, s, "mkdir /x 2>/dev/null; "+script); got != "" {
 					t.Errorf("writable %v, remapped %v: %s", writable, remap, got)
+				}
+				if got := sh(t, w, s, `grep -c ' / / [^-]* - overlay ' /proc/self/mountinfo || true`); (got != "0") != writable {
+					t.Errorf("writable %v: %s overlays", writable, got)
 				}
 			}
 		}
