@@ -158,6 +158,7 @@ func TestErrors(t *testing.T) {
 		{"rnu", `did you mean "run"?`},
 		{testImage, `did you mean "squire run `},
 		{"run --json x", "--json goes with --plan"},
+		{"run --name n --unshare net,pid x", "--unshare pid does not go with --name"},
 		{"run x --mounts", "flags of squire go before the image"},
 		{"inspect --offset 99999999999 " + testImage, "offset 99999999999 lies outside"},
 		{"inspect", "usage: squire inspect"},

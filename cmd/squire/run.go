@@ -93,9 +93,9 @@ site mounts everywhere (/etc/squire/mounts.d/*.fstab) comes first.
 --name runs in a container that is kept under this name, with a writable layer unless
 --readonly is given. The first run makes it from IMAGE, which it remembers; later ones need no
 IMAGE: squire run --name NAME -- COMMAND. If it runs already, this command joins it, in its
-namespaces and mounts as they are. --save writes what the container is in the end into
-FILE as an image, in place of what is there; with several runs in one container the last does.
-See "squire container".
+namespaces and mounts as they are; --unshare pid does not go with that. --save writes what the
+container is in the end into FILE as an image, in place of what is there; with several runs in one
+container the last does. See "squire container".
 
 Everything that the command started ends with it.
 
@@ -195,6 +195,8 @@ func (o *runOptions) check(c *cobra.Command, args []string) (err error) {
 		return errors.New("--writable=DIR does not go with --name and --save, which have a layer of their own")
 	case o.name != "" && o.stats:
 		return errors.New("--stats does not go with --name: others may read the image as well")
+	case o.name != "" && slices.Contains(o.unshare, "pid"):
+		return errors.New("--unshare pid does not go with --name: others may share the container, and would end with its first process")
 	case o.json && !o.plan:
 		return errors.New("--json goes with --plan")
 	case len(args) > 1 && args[1] != "--" && strings.HasPrefix(args[1], "-"):
