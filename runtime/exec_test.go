@@ -280,6 +280,76 @@ func testDialer() int {
 	return 0
 }
 
+// impostorName is a process that listens where a container of process number PID would, its argument, its own by default.
+const impostorName = "squire-test-impostor"
+
+func testImpostor() int {
+	pid := os.Getpid()
+	if len(os.Args) > 1 {
+		pid, _ = strconv.Atoi(os.Args[1])
+	}
+	socket, err := net.ListenUnix("unix", controlName(pid))
+	if err != nil {
+		return fail(ExitFailed, err)
+	}
+	fmt.Println("listening")
+	for {
+		conn, err := socket.AcceptUnix()
+		if err != nil {
+			return fail(ExitFailed, err)
+		}
+		if n, _ := conn.Read(make([]byte, 1)); n > 0 {
+			fmt.Println("was told something")
+		}
+		conn.Close()
+	}
+}
+
+// A client tells nothing to, and gives no descriptor to, who listens in the place of a container: another process of its
+// own user's, which may be one in a container, and a process of another user's.
+func TestExecImpostor(t *testing.T) {
+	forUsers(t, func(t *testing.T, w who, _ string) {
+		victim := exec.Command("sleep", "600")
+		victim.SysProcAttr = executor(w, 0).SysProcAttr
+		if err := victim.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			_ = victim.Process.Kill()
+			_ = victim.Wait()
+		})
+		impostors := map[string]*exec.Cmd{"another process": executor(w, victim.Process.Pid)}
+		if os.Getuid() == 0 && w.uid != 0 {
+			impostors["another user"] = executor(who{"other", plainUID + 1}, 0)
+			impostors["another user"].Args = []string{impostorName}
+		}
+		for name, impostor := range impostors {
+			impostor.Args[0] = impostorName
+			out, err := impostor.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err = impostor.Start(); err != nil {
+				t.Fatal(err)
+			}
+			lines := newLines(out)
+			lines.want(t, "listening")
+			pid := victim.Process.Pid
+			if name == "another user" {
+				pid = impostor.Process.Pid
+			}
+			if r := execute(t, executor(w, pid, "true")); r.status != ExitFailed || !strings.Contains(r.err, "not in a container") {
+				t.Errorf("%s: %+v", name, r)
+			}
+			_ = impostor.Process.Kill()
+			for line := range lines.ch {
+				t.Errorf("%s: %s", name, line)
+			}
+			_ = impostor.Wait()
+		}
+	})
+}
+
 // The container itself refuses who may not enter, whatever the client does: another user, and who is in another user
 // namespace, as what is in a container is. (CVE-2016-9962)
 func TestExecImpudentClient(t *testing.T) {

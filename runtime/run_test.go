@@ -44,6 +44,8 @@ func TestMain(m *testing.M) {
 		os.Exit(testExec())
 	case dialerName:
 		os.Exit(testDialer())
+	case impostorName:
+		os.Exit(testImpostor())
 	case holderName:
 		os.Exit(testHolder())
 	case probeName:
