@@ -300,8 +300,8 @@ func TestUsersOwnStorage(t *testing.T) {
 				f.Close()
 			}
 			t.Logf("%s: %+v, %v", line, reply, err)
-			if reply.Code == noded.OK && reply.Shared && line == "ino "+fmt.Sprint(st.Ino) {
-				t.Error("it passes for another file")
+			if reply.Code == noded.OK {
+				t.Errorf("%s: the service takes a file that may never answer it", line)
 			}
 			d.wantRun(t, users[1], victim, "cold", "/", "0")
 			c.sock.Close()
