@@ -287,7 +287,7 @@ func TestEscapes(t *testing.T) {
 			"a device node":        `$B mknod /tmp/disk$$ b 8 0 && echo out; $B mknod /dev/disk b 8 0 && echo out`,
 			"settings":             `(echo x >/proc/sys/kernel/hostname) && echo out; (echo b >/proc/sysrq-trigger) && echo out`,
 			"host name":            `hostname evil && echo out`,
-			"cgroups":              `mkdir /sys/fs/cgroup/x && echo out`,
+			"cgroups":              `d=/sys/fs/cgroup/squire-$$; mkdir $d && echo out && rmdir $d`,
 			"set-user-ID":          `[ "$(/bin/suid id -u)" = 0 ] && [ "$(id -u)" != 0 ] && echo out`,
 		}
 		if os.Getuid() == 0 {

@@ -112,7 +112,7 @@ func TestRunCgroup2(t *testing.T) {
 	}
 	forUsers(t, func(t *testing.T, w who, root string) {
 		for _, unshare := range [][]string{{"cgroup"}, {"cgroup", "net"}, {"net"}, nil} {
-			s := Spec{Dir: root, Unshare: unshare, Command: []string{"/bin/sh", "-c", "ls /sys/fs/cgroup/cgroup.controllers; mkdir /sys/fs/cgroup/x 2>&1 | grep -c Read-only; grep ^0: /proc/self/cgroup"}}
+			s := Spec{Dir: root, Unshare: unshare, Command: []string{"/bin/sh", "-c", "ls /sys/fs/cgroup/cgroup.controllers; d=/sys/fs/cgroup/squire-$$; mkdir $d 2>&1 | grep -c Read-only; rmdir $d 2>/dev/null; grep ^0: /proc/self/cgroup"}}
 			want := "/sys/fs/cgroup/cgroup.controllers\n1\n0::/"
 			if got := prepared(t, w, s, "mount -t cgroup2 cgroup2 /sys/fs/cgroup"); !strings.HasPrefix(got, want) {
 				t.Errorf("%v: got %q, want %q", unshare, got, want)
