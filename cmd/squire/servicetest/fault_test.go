@@ -308,6 +308,12 @@ func TestUsersOwnStorage(t *testing.T) {
 		})
 	}
 	s.kill()
+	if _, err := os.Stat("/etc/fuse.conf"); err == nil {
+		open := l.newOpenStorage(t, nobody, l.image)
+		c := d.greet(t, nobody)
+		c.wantRefused(t, "storage of a user's that lets everybody in", squashed(), openAs(t, root, open.path, os.O_RDONLY))
+		open.kill()
+	}
 	d.wantRun(t, users[1], victim, "cold", "/", "0")
 	if d.find(serverName) == 0 || d.report(t).PID != d.cmd.Process.Pid {
 		t.Error("the service has suffered")

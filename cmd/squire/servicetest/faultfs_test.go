@@ -207,8 +207,31 @@ func (l *lab) newStorage(t *testing.T, owner user, img *image, private bool) *st
 	if private {
 		argv = append(argv, "private")
 	}
+	return startStorage(t, owner, dir, img, argv...)
+}
+
+// newOpenStorage mounts one that is a user's and lets everybody in, as where a node's fuse.conf allows that. It is in a
+// mount namespace with such a file, and its path leads there.
+func (l *lab) newOpenStorage(t *testing.T, owner user, img *image) *storage {
+	t.Helper()
+	dir, conf := l.mkdir(t, owner), filepath.Join(l.mkdir(t, root), "fuse.conf")
+	program := filepath.Join(l.dir, "faultfs")
+	if err := os.Link(l.probe, program); err != nil && !errors.Is(err, os.ErrExist) {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(conf, []byte("user_allow_other\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	script := fmt.Sprintf("mount --bind %s /etc/fuse.conf && exec setpriv --reuid=%d --regid=%d --clear-groups %s %s %s", conf, owner.uid, owner.gid, program, img.path, dir)
+	s := startStorage(t, root, dir, img, "unshare", "-m", "sh", "-c", script)
+	s.path = fmt.Sprintf("/proc/%d/root%s", s.cmd.Process.Pid, s.path)
+	return s
+}
+
+func startStorage(t *testing.T, by user, dir string, img *image, argv ...string) *storage {
+	t.Helper()
 	s := &storage{image: &image{path: filepath.Join(dir, "image"), size: img.size, data: img.data}}
-	s.cmd = command(t, owner, 4*bound, argv...)
+	s.cmd = command(t, by, 4*bound, argv...)
 	s.cmd.Stderr = os.Stderr
 	var err error
 	if s.stdin, err = s.cmd.StdinPipe(); err != nil {
