@@ -146,6 +146,12 @@ func (f *faultFS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrO
 	return fuse.OK
 }
 
+// StatFs is what the service asks if it does not know the file system.
+func (f *faultFS) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	out.NameLen = 255
+	return fuse.OK
+}
+
 // Open has every read come here: no page of the file is kept.
 func (f *faultFS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	f.mu.Lock()
