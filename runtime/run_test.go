@@ -436,6 +436,21 @@ func TestRunWritable(t *testing.T) {
 				t.Errorf("replaced directory shows %q", got)
 			}
 		})
+		t.Run("read-only", func(t *testing.T) {
+			if os.Getuid() != 0 || w.uid == 0 {
+				t.Skip("needs root, to make a directory that a user cannot write to")
+			}
+			s := Spec{Dir: root, Writable: true, Upper: publicDir(t, w), Command: []string{"/bin/touch", "/x"}}
+			if r := run(t, w, s); r != (result{}) {
+				t.Fatalf("%+v", r)
+			}
+			if err := os.Mkdir(s.Upper+"/work", 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if r := run(t, w, s); r.status != ExitFailed || !strings.Contains(r.err, "can only read there") {
+				t.Errorf("%+v", r)
+			}
+		})
 		t.Run("not ours", func(t *testing.T) {
 			dir := publicDir(t, w)
 			precious := filepath.Join(dir, "work/precious")
