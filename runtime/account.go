@@ -1,7 +1,10 @@
 package runtime
 
 import (
+	"bufio"
+	"bytes"
 	"errors"
+	"io"
 	"os"
 	"path"
 	"slices"
@@ -63,15 +66,21 @@ func environmentUser(s *Spec, h *Host) string {
 	}, ":")
 }
 
-// accountOf is the first line of a database with that id, "" if there is none.
-func accountOf(text string, id int) string {
-	for line := range strings.Lines(text) {
-		line = strings.TrimRight(line, "\n")
-		if f := strings.Split(line, ":"); len(f) > 3 && f[2] == strconv.Itoa(id) {
-			return line
+// accountOf is the first line of a database with that id, "" if there is none. Lines that are longer than any account are
+// passed over.
+func accountOf(database io.Reader, id int) string {
+	want := strconv.Itoa(id)
+	lines := bufio.NewReaderSize(database, 16<<10)
+	whole := true // the line before has ended
+	for {
+		line, err := lines.ReadSlice('\n')
+		if f := bytes.SplitN(line, []byte(":"), 4); whole && !errors.Is(err, bufio.ErrBufferFull) && len(f) > 3 && string(f[2]) == want {
+			return strings.TrimRight(string(line), "\n")
+		}
+		if whole = err == nil; err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+			return ""
 		}
 	}
-	return ""
 }
 
 // hostAccount is who has an id on this machine.
@@ -80,8 +89,12 @@ func hostAccount(file string, id int) string {
 	if err != nil || !fi.Mode().IsRegular() || fi.Size() > accountsLimit {
 		return ""
 	}
-	text, _ := os.ReadFile(file)
-	return accountOf(string(text), id)
+	f, err := os.Open(file)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	return accountOf(f, id)
 }
 
 // account puts a line in front of the image's database, which stays as it is in a layer that is kept. An image that
@@ -99,7 +112,7 @@ func (b *builder) account(op Op) error {
 	if err != nil {
 		return err
 	}
-	has := accountOf(string(old), id)
+	has := accountOf(bytes.NewReader(old), id)
 	if strings.HasPrefix(has, fields[0]+":") || has != "" && slices.Contains(op.Flags, whenMissing) {
 		return nil
 	}

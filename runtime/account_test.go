@@ -103,9 +103,10 @@ func TestRunAccountHostile(t *testing.T) {
 }
 
 func TestAccountOf(t *testing.T) {
-	const text = "# comment\na:x:1:1:::\nshort:x:2\nb:x:3:1:B:/b:/bin/b\nc:x:3:1:C:/c:/bin/c\nlast:x:4:"
-	for id, want := range map[int]string{0: "", 1: "a:x:1:1:::", 2: "", 3: "b:x:3:1:B:/b:/bin/b", 4: "last:x:4:"} {
-		if got := accountOf(text, id); got != want {
+	long := strings.Repeat(" ", 1<<16) + "x:x:5:1:::\n"
+	text := "# comment\na:x:1:1:::\nshort:x:2\n" + long + "b:x:3:1:B:/b:/bin/b\nc:x:3:1:C:/c:/bin/c\nlast:x:4:"
+	for id, want := range map[int]string{0: "", 1: "a:x:1:1:::", 2: "", 3: "b:x:3:1:B:/b:/bin/b", 4: "last:x:4:", 5: ""} {
+		if got := accountOf(strings.NewReader(text), id); got != want {
 			t.Errorf("%d: %q, want %q", id, got, want)
 		}
 	}
