@@ -96,6 +96,9 @@ func (r *Runner) hold(ops []Op) (*Held, error) {
 		return nil, err
 	}
 	o := &order{Spec: *r.spec, Ops: ops, Files: len(r.Files), Hold: true, Log: r.Log != nil, Slack: r.slack}
+	if err := becomeSubreaper(); err != nil {
+		return nil, fmt.Errorf("become a subreaper: %w", err)
+	}
 	if err := writeMessage(r.socket, o); err != nil {
 		return nil, fmt.Errorf("talk to the init stage: %w", err)
 	}

@@ -111,6 +111,8 @@ func Init(mount MountFunc, config ConfigFunc) int {
 	// Who signals every process of a job means the command, which gets its own
 	// and the runner's; init has to see it through.
 	outliveSignals()
+	children := make(chan os.Signal, 1)
+	signal.Notify(children, unix.SIGCHLD)
 	if len(files) < 2 {
 		return fail(ExitFailed, errors.New("want two sockets"))
 	}
@@ -134,7 +136,7 @@ func Init(mount MountFunc, config ConfigFunc) int {
 	if o.Environ != nil {
 		t.imageEnv = o.Environ
 	}
-	return t.run(&o, b, runner, control)
+	return t.run(&o, b, runner, control, children)
 }
 
 // task is the command, for the goroutine that starts it and the ones that
@@ -157,12 +159,14 @@ func (t *task) environment(s *Spec, dir string) []string {
 }
 
 // run starts the command, waits for it, and ends what it left behind.
-func (t *task) run(o *order, b *builder, runner, control *os.File) int {
+func (t *task) run(o *order, b *builder, runner, control *os.File, children <-chan os.Signal) int {
 	if err := becomeSubreaper(); err != nil {
 		return fail(ExitFailed, err)
 	}
-	children := make(chan os.Signal, 1)
-	signal.Notify(children, unix.SIGCHLD)
+	var told [1]byte
+	if _, err := io.ReadFull(control, told[:]); err != nil || told[0] != caught {
+		return ExitFailed // the runner is gone
+	}
 	argv := b.config.command(o.Ops[len(o.Ops)-1])
 	begin := time.Now()
 	pid, err := t.start(argv, t.environment(t.spec, t.workdir), o.Group)
@@ -205,6 +209,10 @@ func (t *task) supervise(pid int, children <-chan os.Signal) int {
 // started is what the runner is told when the command runs: from then on, the
 // terminal reaches it.
 const started = 1
+
+// caught is what the init stage is told, before connections, when signals to the runner
+// are caught. To catch them all takes as long as half of the setup.
+const caught = 1
 
 // start looks the command up in the container's PATH and starts it. A signal
 // that comes meanwhile waits for its end.

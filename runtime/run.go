@@ -47,12 +47,9 @@ type Runner struct {
 }
 
 // Start starts the init stage in its namespaces, where it waits for Send: its
-// start-up overlaps with whatever the caller does meanwhile.
+// start-up overlaps with whatever the caller does meanwhile. Until then it has no
+// children, and this process is not yet the one that orphans come to.
 func (r *Runner) Start(s *Spec, h *Host) (err error) {
-	// The namespaces of a child of ours die with it, whatever happens here.
-	if err = becomeSubreaper(); err != nil {
-		return fmt.Errorf("become a subreaper: %w", err)
-	}
 	r.Spare = append(r.Spare, children()...)
 	if r.Join == nil {
 		r.upper, err = openUpper(s.Upper)
@@ -130,9 +127,20 @@ func socketPair() (ours, theirs *os.File, err error) {
 }
 
 // Send sends the plan. From here on the container runs, and signals are the
-// command's.
+// command's: init builds while they come to be caught, and waits with the command.
 func (r *Runner) Send(ops []Op) error {
+	if err := r.sendOrder(ops); err != nil {
+		return err
+	}
 	r.signals = catchSignals()
+	_, _ = r.control.Write([]byte{caught}) // if init has ended, Wait tells why
+	return nil
+}
+
+func (r *Runner) sendOrder(ops []Op) error {
+	if err := becomeSubreaper(); err != nil {
+		return fmt.Errorf("become a subreaper: %w", err)
+	}
 	o := &order{Spec: *r.spec, Ops: ops, Group: unix.Getpgrp(), Files: len(r.Files), Timed: r.Phases != nil, Environ: r.Environ, Slack: r.slack}
 	if r.spec.unshares("pid") {
 		o.Group = 0 // init is in it already

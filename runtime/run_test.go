@@ -26,12 +26,13 @@ import (
 // runnerName the runner.
 
 const (
-	runnerName = "squire-test-runner"
-	probeName  = "squire-test-probe"
-	specEnv    = "SQUIRE_TEST_SPEC"
-	keepUmask  = "SQUIRE_TEST_UMASK"
-	tellNames  = "SQUIRE_TEST_PHASES"
-	plainUID   = 23456 // needs no account
+	runnerName  = "squire-test-runner"
+	probeName   = "squire-test-probe"
+	specEnv     = "SQUIRE_TEST_SPEC"
+	keepUmask   = "SQUIRE_TEST_UMASK"
+	tellNames   = "SQUIRE_TEST_PHASES"
+	holdSignals = "SQUIRE_TEST_EARLY"
+	plainUID    = 23456 // needs no account
 )
 
 func TestMain(m *testing.M) {
@@ -86,6 +87,9 @@ func testRunner() int {
 	}
 	if err = r.Start(&s, h); err != nil {
 		return fail(ExitFailed, err)
+	}
+	if os.Getenv(holdSignals) != "" {
+		return holdBack(&r, ops)
 	}
 	if err = r.Send(ops); err != nil {
 		r.Abandon()

@@ -1,11 +1,14 @@
 package runtime
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -98,4 +101,38 @@ func TestNoCapabilities(t *testing.T) {
 			t.Errorf("%d sets in %s", sets, out)
 		}
 	})
+}
+
+// No command runs before its runner catches signals: what is sent to the runner then is for the command.
+func TestCommandWaitsForSignals(t *testing.T) {
+	forUsers(t, func(t *testing.T, w who, root string) {
+		cmd := runner(t, w, Spec{Dir: root, Command: []string{"/bin/sh", "-c", "echo runs"}})
+		cmd.Env = append(cmd.Env, holdSignals+"=1")
+		out, err := cmd.CombinedOutput()
+		if err != nil || string(out) != "runs\n" {
+			t.Errorf("%v, %q", err, out)
+		}
+	})
+}
+
+// holdBack runs a container, and does not catch signals for longer than a start takes. It returns the exit status.
+func holdBack(r *Runner, ops []Op) int {
+	if err := r.sendOrder(ops); err != nil {
+		return fail(ExitFailed, err)
+	}
+	_ = r.socket.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+	var b [1]byte
+	if n, err := r.socket.Read(b[:]); !errors.Is(err, os.ErrDeadlineExceeded) {
+		return fail(ExitFailed, fmt.Errorf("told of the command, %v, or ended: %v", b[:n], err))
+	}
+	_ = r.socket.SetReadDeadline(time.Time{})
+	r.signals = catchSignals()
+	if _, err := r.control.Write([]byte{caught}); err != nil {
+		return fail(ExitFailed, err)
+	}
+	status, err := r.Wait()
+	if err != nil {
+		return fail(ExitFailed, err)
+	}
+	return status
 }

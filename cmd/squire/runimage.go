@@ -24,6 +24,7 @@ type containerImage struct {
 	host   *runtime.Host
 	times  *startTimes
 	file   *openedImage
+	mode   serviceMode
 	client *noded.Client // nil: there is no service
 	srv    *server       // nil: not started
 	init   *os.File      // where the init stage is told
@@ -66,18 +67,29 @@ func (i *containerImage) connect() (theirs *os.File, err error) {
 	return theirs, nil
 }
 
-// begin finds a service, or starts a server, which is ready by the time that it is
-// needed. A service of the user's own is started here, before this process becomes
-// the one that orphans come to: it must not end with the container.
+// begin is before the init stage is started. If it is known that a server of this run's
+// own will be needed, that one, which takes longer to be ready, comes first.
 func (i *containerImage) begin() (err error) {
-	mode, err := servicesWanted()
-	if err != nil {
+	if i.mode, err = servicesWanted(); err != nil {
 		return err
 	}
 	if i.o.privately(i.host) {
-		mode = serviceOff
+		i.mode = serviceOff
 	}
-	if i.client, err = dialService(mode); err == nil {
+	if i.mode == serviceOff {
+		return i.startServer()
+	}
+	return nil
+}
+
+// find finds a service, or starts a server. A service of the user's own is started here,
+// before this process becomes the one that orphans come to (Send, Hold): it must not end
+// with the container.
+func (i *containerImage) find() (err error) {
+	if i.srv != nil {
+		return nil
+	}
+	if i.client, err = dialService(i.mode); err == nil {
 		return nil
 	}
 	i.o.without(err)
@@ -108,6 +120,9 @@ func (i *containerImage) startServer() (err error) {
 
 // prepare has the image served, while the init stage starts.
 func (i *containerImage) prepare() error {
+	if err := i.find(); err != nil {
+		return err
+	}
 	if i.client != nil {
 		err := i.fromService()
 		if err == nil || isFinal(err) {
