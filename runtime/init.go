@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/squirefs/squire/internal/rights"
 	"github.com/squirefs/squire/internal/stage"
 	"github.com/squirefs/squire/internal/wire"
 )
@@ -113,6 +114,8 @@ func Init(mount MountFunc, config ConfigFunc) int {
 	outliveSignals()
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, unix.SIGCHLD)
+	// Now, while the runner is busy and there are few threads. drop does it if this failed, and says why.
+	_ = rights.NoNewPrivs()
 	if len(files) < 2 {
 		return fail(ExitFailed, errors.New("want two sockets"))
 	}
@@ -223,10 +226,9 @@ func (t *task) start(argv, env []string, group int) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	files, _ := childFiles()
 	pid, err := syscall.ForkExec(file, argv, &syscall.ProcAttr{
 		Env:   env,
-		Files: files,
+		Files: []uintptr{0, 1, 2}, // with those that the caller left open, see childFiles
 		Sys:   &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: group != 0, Pgid: group, PidFD: &t.pidfd},
 	})
 	return pid, explainExec(file, err)

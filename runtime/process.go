@@ -31,8 +31,11 @@ const (
 // it, and no_new_privs is that limit for the others. A call in every thread
 // wakes them all, and these are 41 calls.
 func drop(capabilities bool) error {
-	if err := rights.NoNewPrivs(); err != nil {
-		return err
+	// What this thread has all have: from the start of the stage, or from who started it.
+	if set, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0); err != nil || set != 1 {
+		if err = rights.NoNewPrivs(); err != nil {
+			return err
+		}
 	}
 	// The command, of the same user, shall not trace init, nor find the program
 	// through /proc/PID/exe to write to it later. Commands that are executed can
