@@ -53,6 +53,13 @@ func service(ctx context.Context, args []string) error {
 		return err
 	}
 	defer os.RemoveAll(work)
+	if o.squire, err = exec.LookPath(o.squire); err != nil {
+		return err
+	}
+	// As it is installed. What a linker has written lies in the page cache in single pages, and takes longer to be mapped.
+	if err = copyFile(&o.squire, filepath.Join(work, "squire"), 0o755); err != nil {
+		return err
+	}
 	warm, cold := filepath.Join(work, "warm"), filepath.Join(work, "cold")
 	for socket, idle := range map[string]string{warm: "0", cold: "1ms"} {
 		stop, err := o.daemon(ctx, socket, idle)
