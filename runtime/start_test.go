@@ -123,7 +123,7 @@ func holdBack(r *Runner, ops []Op) int {
 	_ = r.socket.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
 	var b [1]byte
 	if n, err := r.socket.Read(b[:]); !errors.Is(err, os.ErrDeadlineExceeded) {
-		return fail(ExitFailed, fmt.Errorf("told of the command, %v, or ended: %v", b[:n], err))
+		return fail(ExitFailed, errors.Join(fmt.Errorf("told of the command, %v, or ended", b[:n]), err))
 	}
 	_ = r.socket.SetReadDeadline(time.Time{})
 	r.signals = catchSignals()
