@@ -138,6 +138,7 @@ func TestSecurityKeys(t *testing.T) {
 			"another namespace":   {key.Armor(text, "file"), false},
 			"of something else":   {key.Armor("else", signed.Namespace), false},
 			"another application": {token(&signedtest.Token{Application: "ssh:x", Flags: 1}).Armor(text, signed.Namespace), false},
+			"of another type":     {signedtest.New("release").As(key).Armor(text, signed.Namespace), false}, // the same secret
 			"no security key's":   {signedtest.New("release").Armor(text, signed.Namespace), false},
 			"another counter":     {altered(t, key.Armor(text, signed.Namespace), -1), false},
 			"another flag":        {altered(t, key.Armor(text, signed.Namespace), -5), false},
@@ -150,6 +151,14 @@ func TestSecurityKeys(t *testing.T) {
 			if (err == nil) != tt.taken {
 				t.Errorf("%s, %s: %v", kind, name, err)
 			}
+		}
+		named := token(&signedtest.Token{Application: "ssh:images", Flags: 1})
+		sig, err := signed.Parse([]byte(named.Head(text)))
+		if err == nil {
+			_, err = sig.Verify([]signed.Key{named.Public(t)})
+		}
+		if err != nil {
+			t.Errorf("%s, of an application of its own: %v", kind, err)
 		}
 		// OpenSSH agrees.
 		if says := opensshVerifies(t, key.Line, text, key.Armor(text, signed.Namespace)); says != "" {

@@ -106,6 +106,21 @@ func TestSigned(t *testing.T) {
 	}
 }
 
+// unsealed is a file in memory that whoever has it can write to.
+func unsealed(t *testing.T, b []byte) *os.File {
+	t.Helper()
+	fd, err := unix.MemfdCreate("list", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "list")
+	t.Cleanup(func() { f.Close() })
+	if _, err = f.Write(b); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
 // What is not signed is neither run nor mounted, by squire or by a client of the service that knows no rules.
 func TestUnsigned(t *testing.T) {
 	l, key := signedLab(t)
@@ -173,6 +188,7 @@ func TestUnsigned(t *testing.T) {
 		{"a long one", long, []*os.File{file, sealed(list)}},
 		{"no list", signedRequest, []*os.File{file}},
 		{"a list that its owner can change", signedRequest, []*os.File{file, open}},
+		{"a list in memory that can be changed", signedRequest, []*os.File{file, unsealed(t, list)}},
 		{"a list that is cut", signedRequest, []*os.File{file, sealed(list[:32])}},
 		{"another list", signedRequest, []*os.File{file, sealed(wrong)}},
 		{"two lists", signedRequest, []*os.File{file, sealed(list), sealed(list)}},

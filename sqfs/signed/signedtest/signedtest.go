@@ -100,6 +100,11 @@ func mpint(n *big.Int) string {
 	return string(b)
 }
 
+// As returns a key that signs as k, and says that it is another.
+func (k *Key) As(other *Key) *Key {
+	return &Key{kind: k.kind, sign: k.sign, blob: other.blob, Line: other.Line}
+}
+
 // Public is the key for Verify.
 func (k *Key) Public(t testing.TB) signed.Key {
 	t.Helper()
