@@ -174,7 +174,9 @@ func (w *watch) relay() {
 	}
 }
 
-// wait waits for a request: it looks for as long as that has paid of late, then sleeps.
+// wait waits for a request: it looks for as long as that has paid of late, then sleeps. Who calls it has just looked in
+// vain: to read the device once more before it sleeps would be a system call for nothing, one of five for each request where
+// the processors are taken.
 func (w *watch) wait(in []byte) (int, error) {
 	start := time.Now()
 	for waited := time.Duration(0); waited < w.patience && !w.load.high(); waited = time.Since(start) {
@@ -185,12 +187,11 @@ func (w *watch) wait(in []byte) (int, error) {
 		}
 	}
 	for {
-		n, err := w.try(in)
-		if !errors.Is(err, unix.EAGAIN) {
+		_, _ = unix.Poll(w.poll[:], -1)
+		if n, err := w.try(in); !errors.Is(err, unix.EAGAIN) {
 			w.learn(time.Since(start))
 			return n, err
 		}
-		_, _ = unix.Poll(w.poll[:], -1)
 	}
 }
 
@@ -221,15 +222,37 @@ func (w *watch) try(in []byte) (int, error) {
 
 // loadMeter tells whether somebody else has use for the processors.
 type loadMeter struct {
-	once sync.Once
-	file *os.File // nil if there is none
-	cpus int
-	buf  [128]byte
+	once  sync.Once
+	file  *os.File // nil if there is none
+	cpus  int
+	buf   [128]byte
+	taken int // how often in a row the processors were
+	spare int // how often that is still to be believed without asking
 }
 
-// high reports whether more threads of the machine want to run than there are processors for this process. The fourth
-// field of /proc/loadavg begins with their number (fs/proc/loadavg.c: nr_running), which costs 0.4 µs to read.
+// lasting is how often in a row the processors have to be taken for that to be believed as often without asking: to ask costs
+// a system call for each request where others work for long. Once they have ended, so many requests find us asleep.
+const lasting = 8
+
+// high reports whether more threads of the machine want to run than there are processors for this process.
 func (l *loadMeter) high() bool {
+	if l.spare > 0 {
+		l.spare--
+		return true
+	}
+	if !l.ask() {
+		l.taken = 0
+		return false
+	}
+	if l.taken++; l.taken >= lasting {
+		l.spare = lasting
+	}
+	return true
+}
+
+// ask is high now. The fourth field of /proc/loadavg begins with the number of threads that want to run
+// (fs/proc/loadavg.c: nr_running), which costs 0.4 µs to read.
+func (l *loadMeter) ask() bool {
 	l.once.Do(func() {
 		l.cpus = processors()
 		l.file, _ = os.Open("/proc/loadavg")

@@ -2,7 +2,10 @@ package fusefs
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,6 +26,91 @@ func TestRunning(t *testing.T) {
 			t.Errorf("running(%q) = %d, want %d", line, got, want)
 		}
 	}
+}
+
+// loadOf returns a loadMeter of two processors that reads a file in place of /proc/loadavg, and what writes that.
+func loadOf(t *testing.T, l *loadMeter) (set func(line string)) {
+	t.Helper()
+	file, err := os.Create(filepath.Join(t.TempDir(), "loadavg"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.once.Do(func() { l.cpus, l.file = 2, file })
+	return func(line string) {
+		if _, err := file.WriteAt([]byte(line), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestLoadMeter: where the processors are taken for long that is asked for more and more seldom, and where it changes it is
+// soon known.
+func TestLoadMeter(t *testing.T) {
+	var l loadMeter
+	set := loadOf(t, &l)
+	defer l.close()
+	set("0.20 0.18 0.12 3/80 11206\n")
+	for range lasting - 1 {
+		if !l.high() {
+			t.Fatal("three threads on two processors are not too many")
+		}
+	}
+	set("0.20 0.18 0.12 2/80 11206\n")
+	if l.high() {
+		t.Error("what was high for a moment is believed without asking")
+	}
+	set("0.20 0.18 0.12 3/80 11206\n")
+	for range lasting {
+		l.high()
+	}
+	set("0.20 0.18 0.12 2/80 11206\n")
+	n := 0
+	for l.high() {
+		n++
+	}
+	if n != lasting {
+		t.Errorf("what was high for long is believed %d times without asking, want %d", n, lasting)
+	}
+}
+
+// TestWatchReads: where the processors are taken a request that comes alone costs two reads: one in vain, and its own.
+func TestWatchReads(t *testing.T) {
+	w, requests := pipeWatch(t)
+	w.more = func() {}
+	loadOf(t, &w.load)("0.20 0.18 0.12 3/80 11206\n")
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	const n = 400
+	go func() {
+		defer requests.Close()
+		for range n {
+			time.Sleep(200 * time.Microsecond)
+			_, _ = requests.Write([]byte{1})
+		}
+	}()
+	before := readsOfThread(t)
+	for range n {
+		if _, err := w.next(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if reads := readsOfThread(t) - before; reads > n*5/2 {
+		t.Errorf("%d reads for %d requests", reads, n)
+	}
+}
+
+// readsOfThread returns how many system calls that read the calling thread has made.
+func readsOfThread(t *testing.T) (n int) {
+	t.Helper()
+	text, err := os.ReadFile("/proc/thread-self/io")
+	if err != nil {
+		t.Skip("the kernel does not count reads: ", err)
+	}
+	_, after, _ := strings.Cut(string(text), "syscr:")
+	if _, err := fmt.Sscan(after, &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // pipeWatch returns a watch of a pipe in place of a device, and its other end. Each byte is a request.
@@ -50,6 +138,11 @@ func TestWatchGoesOn(t *testing.T) {
 	var done sync.WaitGroup
 	var started atomic.Int32
 	w.more = func() {
+		select {
+		case <-w.gone: // the end of a pipe is no error, so that each who meets it would have one more started
+			return
+		default:
+		}
 		if !w.enlist(8) {
 			return
 		}
