@@ -253,9 +253,9 @@ func receiveEstate(sock int, estate map[string]int) error {
 	for {
 		n, oobn, _, _, err := unix.Recvmsg(sock, text, oob, unix.MSG_CMSG_CLOEXEC)
 		switch {
-		case err == unix.EINTR:
+		case errors.Is(err, unix.EINTR):
 			continue
-		case err != nil && err != unix.ECONNRESET:
+		case err != nil && !errors.Is(err, unix.ECONNRESET):
 			return err
 		case err != nil || n == 0:
 			return nil
