@@ -70,7 +70,8 @@ func (o *slurmCleanupOptions) run(ctx context.Context) error {
 	if o.uid == os.Geteuid() {
 		return o.clean(ctx)
 	}
-	if os.Geteuid() != 0 || !rights.AllIDsMapped() {
+	// The process that is to be the user starts no other.
+	if os.Geteuid() != 0 || !rights.AllIDsMapped() || os.Args[0] == cleanupName {
 		return fmt.Errorf("--uid %d: only root cleans up for others", o.uid)
 	}
 	return o.asUser(ctx)
