@@ -214,10 +214,10 @@ func ownDescriptors(keep int) error {
 	r.Close()
 	w.Close()
 	var kept unix.Stat_t
-	if err := unix.Fstat(keep, &kept); err != nil {
+	if err = unix.Fstat(keep, &kept); err != nil {
 		return fmt.Errorf("stat the device: %w", err)
 	}
-	if err := unix.Unshare(unix.CLONE_FILES); err != nil {
+	if err = unix.Unshare(unix.CLONE_FILES); err != nil {
 		return fmt.Errorf("unshare descriptors: %w", err)
 	}
 	links, err := filepath.Glob("/proc/thread-self/fd/*")
@@ -349,7 +349,7 @@ func quiet(device int) bool {
 		if fds[0].Revents&unix.POLLERR != 0 {
 			return false
 		}
-		unix.Nanosleep(&unix.Timespec{Nsec: 20_000}, nil)
+		_ = unix.Nanosleep(&unix.Timespec{Nsec: 20_000}, nil) // a signal may end it early
 	}
 	return false
 }

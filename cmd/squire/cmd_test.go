@@ -272,14 +272,6 @@ func TestSizeString(t *testing.T) {
 	}
 }
 
-func TestUnescapeMount(t *testing.T) {
-	for in, want := range map[string]string{`/a\040b`: "/a b", `/a\134b`: `/a\b`, `/end\`: `/end\`, `/x\99`: `/x\99`} {
-		if got := unescapeMount(in); got != want {
-			t.Errorf("%q: %q, want %q", in, got, want)
-		}
-	}
-}
-
 // What ends up in error messages may come from an image.
 func TestOneLine(t *testing.T) {
 	if got := runtime.OneLine(os.ErrNotExist); got != "file does not exist" {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/fusefs"
+	"github.com/squirefs/squire/internal/mountinfo"
 	"github.com/squirefs/squire/runtime"
 )
 
@@ -356,39 +356,15 @@ func withoutLinks(name string) (string, error) {
 	return name, fmt.Errorf("%s: %w", name, unix.ELOOP)
 }
 
-// isMounted reports whether one of our mounts is on dir. It reads mountinfo
-// and does not touch dir, whose server may be gone.
+// isMounted reports whether one of our mounts is on dir, on top of others. It does not touch dir, whose server may be
+// gone.
 func isMounted(dir string) (bool, error) {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
+	mounts, err := mountinfo.Self()
 	found := false
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		before, after, _ := strings.Cut(lines.Text(), " - ")
-		fields := strings.Split(before, " ") // a name may hold other blanks
-		if len(fields) > 4 && unescapeMount(fields[4]) == dir {
-			found = strings.HasPrefix(after, mountType+" ") // the last one is on top
+	for _, m := range mounts {
+		if m.Point == dir {
+			found = m.Type == mountType
 		}
 	}
-	return found, lines.Err()
-}
-
-// unescapeMount undoes mangle_path (fs/seq_file.c): \ooo for blanks and \.
-func unescapeMount(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
+	return found, err
 }

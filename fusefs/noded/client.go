@@ -44,10 +44,9 @@ const (
 // A connection that ends, as the service's keeper was started again, is replaced by the next request, and what was
 // mounted over it is mounted over the new one, so that the references are there again. Keep does so at once.
 type Client struct {
-	socket  string
-	anybody bool            // see DialAny
-	ctx     context.Context // until Close
-	cancel  context.CancelFunc
+	socket string
+	ctx    context.Context // until Close
+	cancel context.CancelFunc
 
 	mu   sync.Mutex // one request at a time; and held
 	held []*held
@@ -76,20 +75,14 @@ type Mounted struct {
 
 // Dial connects to the service at socket, a path or "@NAME" for an abstract one, and greets it, within 3 s. It must be
 // root's or the caller's own: anybody may take an abstract name. ErrNoService is in the chain if nobody listens.
-func Dial(socket string) (*Client, error) { return dialFor(socket, false) }
-
-// DialAny connects to whoever's service listens at socket, for a report on it: nothing that it says can be relied on, and
-// no image should be passed to it.
-func DialAny(socket string) (*Client, error) { return dialFor(socket, true) }
-
-func dialFor(socket string, anybody bool) (*Client, error) {
+func Dial(socket string) (*Client, error) {
 	ctx, cancel := context.WithCancel(context.Background())
-	l, err := connect(ctx, socket, anybody)
+	l, err := connect(ctx, socket)
 	if err != nil {
 		cancel()
 		return nil, err
 	}
-	return &Client{socket: socket, anybody: anybody, ctx: ctx, cancel: cancel, link: l}, nil
+	return &Client{socket: socket, ctx: ctx, cancel: cancel, link: l}, nil
 }
 
 // Mount has an image served. r.Do and r.Traces are set here. image and traces stay the caller's.
@@ -279,7 +272,7 @@ func (c *Client) connected() error {
 	default:
 		return nil
 	}
-	l, err := connect(c.ctx, c.socket, c.anybody)
+	l, err := connect(c.ctx, c.socket)
 	if err != nil {
 		return err
 	}
@@ -324,18 +317,18 @@ type answer struct {
 }
 
 // connect dials and greets, again if the service ends meanwhile: it may be about to be replaced by another.
-func connect(ctx context.Context, socket string, anybody bool) (*link, error) {
+func connect(ctx context.Context, socket string) (*link, error) {
 	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
 	for {
-		l, err := connectOnce(ctx, socket, anybody)
+		l, err := connectOnce(ctx, socket)
 		if !errors.Is(err, errEnded) || !pause(ctx, 20*time.Millisecond, nil) {
 			return l, err
 		}
 	}
 }
 
-func connectOnce(ctx context.Context, socket string, anybody bool) (*link, error) {
+func connectOnce(ctx context.Context, socket string) (*link, error) {
 	sock, err := dial(ctx, socket)
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
@@ -344,7 +337,7 @@ func connectOnce(ctx context.Context, socket string, anybody bool) (*link, error
 		return nil, fmt.Errorf("connect to the image service: %w", err)
 	}
 	conn := wire.NewConn(sock)
-	if err = greet(ctx, conn, socket, anybody); err != nil {
+	if err = greet(ctx, conn, socket); err != nil {
 		conn.Close()
 		return nil, err
 	}
@@ -369,12 +362,12 @@ func dial(ctx context.Context, socket string) (*net.UnixConn, error) {
 	}
 }
 
-func greet(ctx context.Context, conn *wire.Conn, socket string, anybody bool) error {
+func greet(ctx context.Context, conn *wire.Conn, socket string) error {
 	peer, err := conn.Peer()
 	if err != nil {
 		return fmt.Errorf("image service at %s: %w", socket, err)
 	}
-	if !anybody && peer.Uid != 0 && int(peer.Uid) != os.Geteuid() {
+	if peer.Uid != 0 && int(peer.Uid) != os.Geteuid() {
 		return fmt.Errorf("the service at %s is neither root's nor your own but user %d's", socket, peer.Uid)
 	}
 	deadline, _ := ctx.Deadline()

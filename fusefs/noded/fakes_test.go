@@ -490,7 +490,7 @@ func (r *running) as(t *testing.T, uid uint32) *Client {
 	theirs := wire.NewConn(sock)
 	l := &link{conn: theirs, replies: make(chan answer, 1), ended: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())
-	if err = greet(ctx, theirs, "a pair", false); err != nil {
+	if err = greet(ctx, theirs, "a pair"); err != nil {
 		t.Fatal(err)
 	}
 	go l.read()
