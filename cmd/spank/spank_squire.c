@@ -517,7 +517,7 @@ static int ask(spank_t spank)
 	c->cmsg_len = CMSG_LEN(sizeof fds);
 	memcpy(CMSG_DATA(c), fds, sizeof fds);
 	if (sendmsg(step, &msg, MSG_NOSIGNAL) < 0)
-		fail("squire slurm step has ended", "");
+		fail("squire slurm step ended before it answered", "");
 	close(pair[1]);
 	fclose(f);
 	return pair[0];
