@@ -239,16 +239,26 @@ func (d *daemon) clear(t *testing.T) {
 	}
 }
 
-// killAll kills processes until there are none.
+// killAll kills processes until there are none. All of them stand still before the first one dies: who sees that would
+// start others, which could do something in their turn.
 func killAll(processes func() []process) {
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		all := processes()
+		all, stopped := processes(), 0
 		if len(all) == 0 {
 			return
 		}
-		for _, p := range all {
-			_ = syscall.Kill(p.pid, syscall.SIGKILL)
+		for len(all) > stopped {
+			stopped = len(all)
+			signalAll(all, syscall.SIGSTOP)
+			all = processes()
 		}
+		signalAll(all, syscall.SIGKILL)
+	}
+}
+
+func signalAll(all []process, s syscall.Signal) {
+	for _, p := range all {
+		_ = syscall.Kill(p.pid, s)
 	}
 }
 
