@@ -157,7 +157,13 @@ func TestKilledWhileStoring(t *testing.T) {
 		t.Fatal(err)
 	}
 	device.Close()
-	eventually(t, "it waits for the page", func() bool { return state(storer.Process.Pid) == "D" })
+	still := 0 // it also waits like that for moments while it starts
+	eventually(t, "it waits for the page", func() bool {
+		if still++; state(storer.Process.Pid) != "D" {
+			still = 0
+		}
+		return still == 30
+	})
 	_ = storer.Process.Kill()
 	killAll(d.processes)
 	<-d.ended
