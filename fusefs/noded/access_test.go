@@ -172,6 +172,41 @@ func TestFiles(t *testing.T) {
 	}
 }
 
+// A block device is served for root alone, whoever may read it: what is on it is no file of a user's.
+func TestBlockDevice(t *testing.T) {
+	k := run(t, newWorld(t), Config{})
+	device := blockDevice(t)
+	for user, want := range map[uint32]Code{0: BadImage, 1000: Denied} {
+		for _, view := range []View{{Squash: true}, {Private: true}} {
+			if _, err := k.as(t, user).Mount(Request{View: view}, device); code(err) != want {
+				t.Errorf("user %d, %+v, %s: %v", user, view, device.Name(), err)
+			}
+		}
+	}
+	own := run(t, newWorld(t), Config{Own: true, Socket: abstract(t)})
+	if _, err := own.as(t, own.uid).Mount(Request{View: View{Squash: true}}, device); (code(err) == Denied) != (own.uid != 0) {
+		t.Errorf("a service of user %d's own: %v", own.uid, err)
+	}
+}
+
+// blockDevice opens one that is there, for reading.
+func blockDevice(t *testing.T) *os.File {
+	t.Helper()
+	names, _ := filepath.Glob("/sys/class/block/*")
+	for _, name := range names {
+		f, err := os.Open(filepath.Join("/dev", filepath.Base(name)))
+		if err != nil {
+			continue
+		}
+		t.Cleanup(func() { f.Close() })
+		if st, err := f.Stat(); err == nil && st.Mode()&(os.ModeDevice|os.ModeCharDevice) == os.ModeDevice {
+			return f
+		}
+	}
+	t.Skip("needs a block device that can be opened")
+	return nil
+}
+
 // A file of a user's own FUSE file system is not for the node's service.
 func TestMountTable(t *testing.T) {
 	const table = `21 1 0:20 / / rw,relatime shared:1 - overlay overlay rw,lowerdir=/a

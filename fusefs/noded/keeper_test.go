@@ -79,6 +79,39 @@ func TestImagesApart(t *testing.T) {
 	}
 }
 
+// A file that was written to is another image, though it has the size and the beginning that it had: all that tells may be
+// the time, and of that the nanoseconds.
+func TestWrittenIsAnother(t *testing.T) {
+	k := run(t, newWorld(t), Config{})
+	f := imageFile(t, "a")
+	c := dialed(t, k.socket)
+	mount := func(at time.Time) *Mounted {
+		t.Helper()
+		if err := os.Chtimes(f.Name(), at, at); err != nil {
+			t.Fatal(err)
+		}
+		if st, err := f.Stat(); err != nil || !st.ModTime().Equal(at) {
+			t.Skipf("needs a file system that keeps nanoseconds: %v, want %s", err, at)
+		}
+		m, err := c.Mount(all, f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Mount.Close()
+		return m
+	}
+	first := time.Unix(1_700_000_000, 5)
+	mount(first)
+	for _, at := range []time.Time{first.Add(1), first.Add(-1), first.Add(time.Second), first.Add(-time.Second)} {
+		if m := mount(at); m.Shared {
+			t.Errorf("written at %s, it shares the mount of what it was at %s", at, first)
+		}
+	}
+	if m := mount(first); !m.Shared {
+		t.Error("with the first time again, it is another image")
+	}
+}
+
 // An image is let go of some time after its last client, not before, and ended when the kernel has no clone of it.
 func TestIdle(t *testing.T) {
 	k := run(t, newWorld(t), Config{Idle: 100 * time.Millisecond})
