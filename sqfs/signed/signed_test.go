@@ -3,6 +3,7 @@ package signed_test
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -98,6 +99,90 @@ func TestForged(t *testing.T) {
 	}
 }
 
+// More behind any part of a signature or a key makes it none: there is one way to write each.
+func TestTrailing(t *testing.T) {
+	s, _ := hash(t, content(1000))
+	text := s.String()
+	token := &signedtest.Token{Application: "ssh:a", Flags: 1, Counter: 3} // its keys' signatures are not of whole groups of base64
+	for kind, key := range map[string]*signedtest.Key{
+		"ed25519": signedtest.New("release"), "sk ed25519": token.Ed25519("release"), "sk ecdsa": token.ECDSA(t, "release"),
+	} {
+		for part, armor := range longer(t, key.Armor(text, signed.Namespace)) {
+			sig, err := signed.Parse([]byte(text + armor))
+			if err == nil {
+				_, err = sig.Verify([]signed.Key{key.Public(t)})
+			}
+			if taken := err == nil; taken != (part == "nothing") {
+				t.Errorf("%s, more behind %s: %v", kind, part, err)
+			}
+		}
+		fields := strings.Fields(key.Line)
+		fields[1] = base64.StdEncoding.EncodeToString(append(decode(t, fields[1]), 0))
+		if _, err := signed.ParseKey(strings.Join(fields, " ")); err == nil {
+			t.Errorf("%s: a key with a byte more is taken", kind)
+		}
+	}
+}
+
+// longer returns signatures that have something more behind each of the parts of one. All lengths are right.
+func longer(t *testing.T, armor string) map[string]string {
+	t.Helper()
+	begin, end := strings.Index(armor, "\n")+1, strings.Index(armor, "-----END")
+	code := strings.TrimSpace(armor[begin:end])
+	enarmor := func(code string) string { return armor[:begin] + code + "\n" + armor[end:] }
+	const head = len("SSHSIG") + 4
+	b := string(decode(t, code))
+	outer, rest := parts(b[head:], 5) // the key, the namespace, one that is reserved, the hash, the signature
+	inner, more := parts(outer[4], 2) // its type and value; what a security key says
+	if rest != "" {
+		t.Fatalf("%q is behind a signature", rest)
+	}
+	encode := func(behind, key, value, signature string) string {
+		inside := joined(inner[0], inner[1]+value) + more + signature
+		all := b[:head] + joined(outer[0]+key, outer[1], outer[2], outer[3], inside) + behind
+		return enarmor(base64.StdEncoding.EncodeToString([]byte(all)))
+	}
+	forms := map[string]string{
+		"nothing":       encode("", "", "", ""),
+		"all":           encode("\x00", "", "", ""),
+		"all, a part":   encode(joined("part"), "", "", ""),
+		"the key":       encode("", "\x00", "", ""),
+		"the value":     encode("", "", "\x00", ""),
+		"the signature": encode("", "", "", "\x00"),
+	}
+	if whole := strings.TrimRight(code, "="); whole != code { // the bits of its last digit that count for nothing are 0
+		forms["the last bit"] = enarmor(whole[:len(whole)-1] + string(whole[len(whole)-1]+1) + code[len(whole):])
+	}
+	return forms
+}
+
+func decode(t *testing.T, code string) []byte {
+	t.Helper()
+	b, err := base64.StdEncoding.DecodeString(strings.ReplaceAll(code, "\n", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// parts takes n strings of RFC 4251 from the front of s.
+func parts(s string, n int) (all []string, rest string) {
+	for range n {
+		size := 4 + binary.BigEndian.Uint32([]byte(s))
+		all, s = append(all, s[4:size]), s[size:]
+	}
+	return all, s
+}
+
+// joined writes what parts reads.
+func joined(all ...string) string {
+	var b []byte
+	for _, s := range all {
+		b = append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...)
+	}
+	return string(b)
+}
+
 func mustParse(t *testing.T, head string) *signed.Signature {
 	t.Helper()
 	sig, err := signed.Parse([]byte(head))
@@ -171,10 +256,7 @@ func TestSecurityKeys(t *testing.T) {
 func altered(t *testing.T, armor string, at int) string {
 	t.Helper()
 	begin, end := strings.Index(armor, "\n"), strings.Index(armor, "-----END")
-	b, err := base64.StdEncoding.DecodeString(strings.ReplaceAll(armor[begin:end], "\n", ""))
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := decode(t, armor[begin:end])
 	b[len(b)+at] ^= 0x80
 	return armor[:begin+1] + base64.StdEncoding.EncodeToString(b) + "\n" + armor[end:]
 }
