@@ -139,24 +139,29 @@ func TestAttachRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer proc.Close()
-	for _, test := range []struct {
+	type attempt struct {
 		name string
 		dir  *os.File
 		peer *os.File
 		want error
 		says string
-	}{
+	}
+	attempts := []attempt{
 		{"root's directory", roots, user, unix.EACCES, "write"},
 		{"sticky directory", sticky, user, unix.EPERM, "sticky"},
 		{"read-only directory", readOnly, user, unix.EACCES, "write"},
 		{"file", file, user, unix.ENOTDIR, ""},
-		{"/proc", proc, user, nil, ""},
+		{"/proc", proc, user, unix.EPERM, "type 0x9fa0"},
 		{"other user's process", own, peer(t, testUID+1, 0), unix.EPERM, "user"},
 		{"foreign namespace", own, peer(t, testUID, unix.CLONE_NEWUSER|unix.CLONE_NEWNS), nil, "namespace"},
 		{"not a process", own, own, nil, ""},
 		{"a group's directory", group, user, nil, "OK"},
 		{"own directory", own, user, nil, "OK"},
-	} {
+	}
+	for fsType, dir := range strange(t, testUID) {
+		attempts = append(attempts, attempt{fsType, dir, user, unix.EPERM, "file system of type"})
+	}
+	for _, test := range attempts {
 		clone, err := c.Grant(1, m.Mount, Grantee{Owner: testUser, Root: true})
 		if err != nil {
 			t.Fatal(err)
@@ -174,6 +179,43 @@ func TestAttachRefuses(t *testing.T) {
 			t.Errorf("%s: %v", test.name, err)
 		}
 	}
+}
+
+// strange makes directories of uid's, to which they may write, on file systems that are for no people's files: what is
+// there says programs how to see the machine. They are of the test's own, but for the one of control groups.
+func strange(t *testing.T, uid int) map[string]*os.File {
+	t.Helper()
+	dirs := make(map[string]*os.File)
+	for _, fsType := range []string{"cgroup2", "devpts", "bpf", "hugetlbfs"} {
+		at := t.TempDir()
+		if err := unix.Mount(fsType, at, fsType, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+			t.Logf("%s: %v", fsType, err)
+			continue
+		}
+		t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
+		dir := at
+		if fsType == "cgroup2" {
+			var err error
+			if dir, err = os.MkdirTemp(at, "squire-mounter-test"); err != nil {
+				t.Logf("%s: %v", fsType, err)
+				continue
+			}
+			t.Cleanup(func() { os.Remove(dir) })
+		}
+		f, err := openPath(dir)
+		if err = errors.Join(err, os.Chown(dir, uid, uid), os.Chmod(dir, 0o700)); err != nil {
+			t.Fatal(fsType, err)
+		}
+		t.Cleanup(func() {
+			_ = unix.Unmount(dir, unix.MNT_DETACH) // what should not be there
+			f.Close()
+		})
+		dirs[fsType] = f
+	}
+	if len(dirs) == 0 {
+		t.Log("needs one of these file systems")
+	}
+	return dirs
 }
 
 // mountLine returns the line of mountinfo about dir.
