@@ -102,6 +102,8 @@ func fill(tree string, seed uint64) (total int64, err error) {
 //	probe cold DIR stdin     the same, until the standard input ends
 //	probe sick DIR N         the same, once, until N files have answered EIO
 //	probe wait               wait for the end of the standard input
+//	probe show FILE...       print those that there are
+//	probe nodes              name what works of devices and set-id programs, and "looked"
 //	probe reach              name what can be had of squire's processes, and "seen" if there are any
 //
 // It prints the device of DIR, how many files it has compared, and how many have answered EIO.
@@ -109,6 +111,10 @@ func probe(args []string) error {
 	switch {
 	case len(args) == 1 && args[0] == "reach":
 		return reach()
+	case len(args) == 1 && args[0] == "nodes":
+		return nodes()
+	case len(args) > 1 && args[0] == "show":
+		return show(args[1:])
 	case len(args) == 1 && args[0] == "wait":
 		fmt.Println("waiting")
 		_, err := io.Copy(io.Discard, os.Stdin)
