@@ -41,10 +41,19 @@ func (h *host) inThread(files []*os.File, do func() error) error {
 			err = fmt.Errorf("separate a thread: %w", err)
 		} else {
 			err = do()
+			closeCopies(files)
 		}
 		done <- err
 	}()
 	return <-done
+}
+
+// closeCopies closes the calling thread's own copies of files: a mount among them would be busy until the thread is gone,
+// which may be later than the answer.
+func closeCopies(files []*os.File) {
+	for _, f := range files {
+		unix.Close(int(f.Fd()))
+	}
 }
 
 // isolate leaves the calling thread with copies of files and what Go needs.
@@ -332,7 +341,20 @@ func (m *mounter) detach(parent, peer *os.File, r *request, deadline time.Time) 
 		// Between the look and this, the name can come to mean another mount by a rename of that one's directory in
 		// another mount namespace. Who can do that can unmount the other one anyway, by removing its directory there
 		// (fs/namei.c: vfs_rmdir calls detach_mounts).
-		return unix.Unmount(r.Base, flags)
+		return unmount(r.Base, flags)
 	})
 	return id, failed
+}
+
+// settling is how long a mount may be busy without anybody using it: a thread that has just been separated has copies of
+// what others had open, until it gets to closing them.
+const settling = 200 * time.Millisecond
+
+// unmount is umount2(2) of what may be settling.
+func unmount(name string, flags int) error {
+	for end := time.Now().Add(settling); ; time.Sleep(5 * time.Millisecond) {
+		if err := unix.Unmount(name, flags); !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
+			return err
+		}
+	}
 }

@@ -267,3 +267,37 @@ func TestClear(t *testing.T) {
 		t.Errorf("still mounted: %q, %q", one, two)
 	}
 }
+
+// What a thread has copies of is closed when it has answered, and not when it ends: a mount among that would be busy for who
+// unmounts it at once.
+func TestThreadKeepsNothing(t *testing.T) {
+	proc, err := openPath("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proc.Close()
+	r, w, err := os.Pipe() // Go has its poller from here on
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	w.Close()
+	h := &host{proc: proc, netpoll: netpollFiles()}
+	for range 200 {
+		f, err := os.CreateTemp(t.TempDir(), "file")
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = h.inThread([]*os.File{f}, func() error { return nil })
+		f.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		links, _ := filepath.Glob("/proc/self/task/*/fd/*")
+		for _, link := range links {
+			if to, _ := os.Readlink(link); to == f.Name() {
+				t.Fatal("a thread has it still: ", link)
+			}
+		}
+	}
+}
