@@ -639,6 +639,14 @@ func TestStepKilled(t *testing.T) {
 				if !soon(func() bool { return len(running()) == 0 }) {
 					t.Errorf("left: %s", linesOf(running()))
 				}
+				// What it could not remove from the disk the user's next step does.
+				next := startStep(t, uid, stepEnv(img.dir, service...), map[string]any{"given": stepOptions("image", img.file)})
+				again := next.ask(0)
+				again.wantSh(again.reply(), "cat /marker", "in the image")
+				next.gone()
+				if kept, _ := filepath.Glob(fmt.Sprintf("/var/tmp/squire-%d/7.0", uid)); len(kept) != 0 {
+					t.Errorf("on the disk: %s", kept)
+				}
 			})
 		}
 	}
