@@ -15,7 +15,7 @@ BENCHFLAGS ?=
 TESTFLAGS ?=
 # A test that hangs ends long before whoever waits for the whole suite does.
 # Not from the cache: what they show depends on the machine as much as on the code.
-GOTEST = go test -json -count=1 -timeout 10m
+GOTEST = go test -json -count=1 -timeout 20m
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 # One static binary: it runs on any node whatever its C library, and starts itself again inside containers.

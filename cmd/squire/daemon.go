@@ -37,7 +37,8 @@ A client opens its image itself and passes it on, so that nobody reaches through
 service what they could not open. Programs that use an image notice nothing when one of
 the service's processes dies, or when it is replaced by a newer version with SIGHUP.
 
-SIGTERM ends the service once nobody uses its images any more, or after --drain.
+SIGTERM ends the service once nobody uses its images any more, or after --drain;
+a second one, or SIGUSR1, at once.
 
 An ordinary user who starts a container where there is no service gets one of
 their own, for the tasks of the same user in the same step of a job. It ends when it

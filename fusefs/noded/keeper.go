@@ -110,8 +110,8 @@ func newKeeper(ctx context.Context, c Config, p parts) *keeper {
 	return k
 }
 
-// Run is the keeper: it serves clients until ctx ends or it was drained after SIGTERM. SIGHUP replaces the program by
-// the one that is installed now. It must be called on the main goroutine of a process that does nothing else.
+// Run is the keeper: it serves clients until ctx ends or it was drained after SIGTERM. SIGUSR1 and a second SIGTERM end it
+// at once. SIGHUP replaces the program by the one that is installed now. It must be called on the main goroutine of a process that does nothing else.
 func Run(ctx context.Context, c Config) error {
 	// Children may be told when their parent's thread ends (PR_SET_PDEATHSIG): it is the one that lives longest.
 	goruntime.LockOSThread()
@@ -121,7 +121,7 @@ func Run(ctx context.Context, c Config) error {
 	k := newKeeper(ctx, c, processes)
 	spareKeeper()
 	signal.Ignore(unix.SIGPIPE) // who reads the log may end
-	signal.Notify(k.signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	signal.Notify(k.signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1)
 	defer signal.Stop(k.signals)
 	return k.run(cancel)
 }

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Many ask for one image at the same moment: it is mounted once, and each gets a clone.
@@ -381,17 +383,23 @@ func TestDrain(t *testing.T) {
 	}
 }
 
-// A second SIGTERM ends the service though images are used, as does the end of the time to drain.
+// A second SIGTERM ends the service though images are used, as does SIGUSR1, and the end of the time to drain.
 func TestDrainEnds(t *testing.T) {
-	for _, c := range []Config{{}, {Drain: 100 * time.Millisecond}} {
-		k := run(t, newWorld(t), c)
+	for _, c := range []struct {
+		Config
+		signals []os.Signal
+	}{
+		{Config{}, []os.Signal{sigterm, sigterm}},
+		{Config{}, []os.Signal{unix.SIGUSR1}},
+		{Config{Drain: 100 * time.Millisecond}, []os.Signal{sigterm}},
+	} {
+		k := run(t, newWorld(t), c.Config)
 		client := dialed(t, k.socket)
 		if _, err := client.Mount(all, imageFile(t, "a")); err != nil {
 			t.Fatal(err)
 		}
-		k.signals <- sigterm
-		if c.Drain == 0 {
-			k.signals <- sigterm
+		for _, s := range c.signals {
+			k.signals <- s
 		}
 		k.wait(t)
 	}

@@ -29,7 +29,7 @@ func (k *keeper) mainLoop(l *listener) error {
 			switch {
 			case s == unix.SIGHUP:
 				k.log.Error("the program was not replaced", "error", k.upgrade(l))
-			case draining:
+			case draining || s == unix.SIGUSR1:
 				k.log.Warn("told to end at once", "signal", s.String())
 				return nil
 			default:
