@@ -36,12 +36,17 @@ trap 'rm -rf --one-file-system "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 unsquashfs -no-progress -quiet -d "$work/root" "$out/rootfs-zstd.sqsh" >"$work/log" 2>&1 || die "unpack: $(tail -n 3 "$work/log")"
 
-# What is missing in the image is asked of apt as if the image were the machine.
-mkdir -p "$out/debs-programs/partial"
+# What is missing in the image is asked of apt as if the image were the machine, with lists of packages as new as the image
+# is: in the machine's own a package may need an older version of what the image has.
+mkdir -p "$out/debs-programs/partial" "$out/apt-lists/partial"
+apt() {
+	apt-get -o Debug::NoLocking=1 -o Dir::State::status="$work/root/var/lib/dpkg/status" -o Dir::State::lists="$out/apt-lists" \
+		-o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o Dir::Cache::archives="$out/debs-programs" "$@" </dev/null >"$work/log" 2>&1
+}
+apt update || die "lists of packages: $(tail -n 3 "$work/log")"
+apt autoclean || die "older packages: $(tail -n 3 "$work/log")"
 # shellcheck disable=SC2086 # one word a package
-apt-get --yes --no-install-recommends --download-only -o Debug::NoLocking=1 -o Dir::State::status="$work/root/var/lib/dpkg/status" \
-	-o Dir::Cache::archives="$out/debs-programs" install $mpi $tools </dev/null >"$work/log" 2>&1 ||
-	die "download: $(tail -n 3 "$work/log")"
+apt --yes --no-install-recommends --download-only install $mpi $tools || die "download: $(tail -n 3 "$work/log")"
 for deb in "$out"/debs-programs/*.deb; do
 	# Not dpkg-deb -x, which puts a directory in the place of the link /lib.
 	dpkg-deb --fsys-tarfile "$deb" | tar -x --keep-directory-symlink -C "$work/root"
