@@ -129,6 +129,9 @@ func Init(mount MountFunc, config ConfigFunc) int {
 		control.Close()
 		return hold(&o, newBuilder(&o, mount, config, files[2:2+o.Files]), runner, o.log(files))
 	}
+	if runner, err = polled(runner); err != nil {
+		return fail(ExitFailed, err)
+	}
 	t := &task{pidfd: -1, sessions: make(chan *session), running: map[int]*session{}}
 	go t.dieWith(runner)
 	b := newBuilder(&o, mount, config, files[2:2+o.Files])
@@ -188,10 +191,28 @@ func (t *task) run(o *order, b *builder, runner, control *os.File, children <-ch
 	for _, fd := range inherited() { // these were the command's
 		unix.CloseOnExec(fd)
 	}
+	if control, err = polled(control); err != nil {
+		return fail(ExitFailed, err)
+	}
 	go t.admit(control)
 	status := t.supervise(pid, children)
 	endAll()
 	return status
+}
+
+// polled has a socket be waited for by Go's poller. A thread that waits in a system call of another kind keeps the runtime's
+// one processor until the runtime looks, up to stageSlack later, and nobody hears meanwhile that the command has ended.
+func polled(socket *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(socket.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("socket of the container: %w", err)
+	}
+	name := socket.Name()
+	socket.Close()
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 // supervise starts further commands and reaps every child until pid has ended. It

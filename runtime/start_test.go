@@ -57,6 +57,26 @@ func TestInitOutlivesSignals(t *testing.T) {
 	})
 }
 
+// While the command runs, init has Go's poller wait for the runner: a thread of its own that does would keep it from
+// hearing of the command's end.
+func TestInitPolls(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to look at what init has open")
+	}
+	forUsers(t, func(t *testing.T, w who, root string) {
+		runnerPID, _ := background(t, w, Spec{Dir: root})
+		init := testenv.Children(runnerPID)[0]
+		var polled []string
+		if !testenv.Eventually(10*time.Second, func() bool {
+			polled = testenv.Polled(init)
+			sockets := slices.DeleteFunc(slices.Clone(polled), func(name string) bool { return !strings.HasPrefix(name, "socket:") })
+			return len(sockets) == 2
+		}) {
+			t.Errorf("init polls %q, want both sockets of the runner", polled)
+		}
+	})
+}
+
 // A process without children is told from one with children that have ended, or not.
 func TestChildren(t *testing.T) {
 	before := children()
