@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -113,11 +114,11 @@ func (o *daemonOptions) complete() (err error) {
 		return err
 	}
 	switch {
+	case !o.Own && os.Geteuid() != 0:
+		return errors.New("the service of a node needs root; --own is a user's")
 	case o.Socket != "":
 	case o.Own:
 		o.Socket, err = ownSocket()
-	case os.Geteuid() != 0:
-		return fmt.Errorf("the service of a node needs root; --own is a user's")
 	default:
 		o.Socket = siteSocket()
 	}

@@ -102,6 +102,21 @@ func TestDaemonFlags(t *testing.T) {
 	}
 }
 
+// Who has no rights cannot serve a node, wherever it listens: a service that went on regardless would try for ever.
+func TestDaemonNeedsRoot(t *testing.T) {
+	users := importUsers()
+	uid := users[len(users)-1]
+	if uid == 0 {
+		t.Skip("no ordinary user")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	out, err := command(ctx, uid, "daemon", "--socket", filepath.Join(publicDir(t, uid), "socket")).CombinedOutput()
+	if ctx.Err() != nil || err == nil || !strings.Contains(string(out), "needs root") {
+		t.Errorf("%v, %q, want that it needs root", err, out)
+	}
+}
+
 // mount(8) tells by the status what went wrong, and passes options that are for all file systems.
 func TestMountHelper(t *testing.T) {
 	dir := t.TempDir()
