@@ -61,7 +61,8 @@ Options (-o, separated by commas):
   trace        do, in spite of SQUIRE_TRACE=0
   service=auto|node|off  use the service of the node if there is one (the default),
                or not; SQUIRE_SERVICE says it for all mounts
-  ro, nosuid, nodev, exec, nofail, _netdev, x-*  accepted, as in fstab
+  nofail       for mount.squire: an image that is not there is no error
+  ro, nosuid, nodev, exec, _netdev, x-*  accepted, as in fstab
 
 A server of its own is started, whatever service there is, for cache=, with --foreground,
 and for allow_other, uid= and gid= of an ordinary user.`,

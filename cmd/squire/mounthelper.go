@@ -1,9 +1,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	goruntime "runtime"
+	"slices"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -50,6 +53,9 @@ func mountHelper(args []string) int {
 				status = mountSystem
 				return enterMounts(namespace, args, &o, verbose)
 			}
+			if o.mayBeMissing(args[0]) {
+				return nil
+			}
 			status = mountFailed
 			err := o.run(args[0], args[1])
 			if err == nil && verbose {
@@ -73,6 +79,16 @@ func mountHelper(args []string) int {
 		return status
 	}
 	return 0
+}
+
+// mayBeMissing reports whether there is no image, which nofail is about (mount(8): "do not report errors for this device if it
+// does not exist"). mount(8) leaves that to its helpers.
+func (o *mountOptions) mayBeMissing(image string) bool {
+	if !slices.Contains(o.options, "nofail") {
+		return false
+	}
+	_, err := os.Stat(image)
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 // fsTypeSquire is the type of an image in mount(8) and fstab(5).

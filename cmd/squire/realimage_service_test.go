@@ -299,7 +299,8 @@ func testMount8(t *testing.T, l *lab, node service) {
 				{script: "mount -f -t squire " + image + " " + dir + "; ls " + dir},
 				{script: "mount -t squire " + table + " " + dir, want: result{status: 32}, stderr: "not a squashfs image"},
 				{script: "mount -t squire " + image + " " + dir + "/none", want: result{status: 32}, stderr: "no such directory"},
-				{script: "mount -T " + missing + " " + dir, want: result{status: 32}, stderr: "no such file"},
+				{script: "mount -t squire /no/such.sqsh " + dir, want: result{status: 32}, stderr: "no such file"},
+				{script: "mount -T " + missing + " " + dir + " && mount -T " + missing + " -a; s=$?; ls " + dir + "; exit $s"},
 				{script: "unshare --mount sleep 20 & sleep 1; mount -N $! -t squire " + image + " " + dir + " && ls " + dir + " && nsenter -t $! -m ls -d " + dir + "/etc; s=$?; nsenter -t $! -m umount " + dir + "; kill $!; exit $s", want: result{stdout: dir + "/etc\n"}},
 			} {
 				r := l.mount8(t, s, tt.script)

@@ -131,6 +131,8 @@ func TestMountHelper(t *testing.T) {
 		testImage + " DIR -fn -t squire -o ro,user=me,nofail,x-a.b":    0,
 		testImage + " DIR -N /no/such":                                 mountSystem,
 		"/no/such DIR -o ro":                                           mountFailed,
+		"/no/such DIR -o ro,nofail":                                    0,
+		testImage + " DIR/none -o ro,nofail":                           mountFailed,
 	} {
 		// A process of its own: one that mounts must not get rights, nor anything that is executed by the same thread.
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
