@@ -153,6 +153,11 @@ func TestErrors(t *testing.T) {
 	tests := []struct{ args, want string }{
 		{"ls " + text, text + ": not a squashfs image"},
 		{"ls /no/such", "/no/such: no such file"},
+		{"ls ubuntu:24.04", "no such file or directory; one in a registry is written docker://ubuntu:24.04"},
+		{"ls docker://ubuntu", `no such file or directory; "squire import docker://ubuntu" makes a file of it`},
+		{"ls docker-archive:x.tar", `"squire import docker-archive:x.tar"`},
+		{"mount ubuntu y", "image ubuntu: no such file or directory; one in a registry"},
+		{"mount dir:x y", `"squire import dir:x"`},
 		{"ls /", "/: is a directory"},
 		{"ls /dev/null", "/dev/null: not a file"},
 		{"rnu", `did you mean "run"?`},

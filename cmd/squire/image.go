@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/squirefs/squire/sqfs"
+	"github.com/squirefs/squire/sqfs/oci"
 )
 
 // openImage opens an image file for reading. What it returns is a regular file
@@ -17,7 +20,7 @@ import (
 func openImage(name string) (*os.File, error) {
 	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
-		return nil, fmt.Errorf("image %w", unwrapPath(name, err))
+		return nil, missingImage(name, unwrapPath(name, err))
 	}
 	fi, err := f.Stat()
 	switch {
@@ -35,6 +38,22 @@ func openImage(name string) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// missingImage is why an image cannot be opened. If there is none, and its name is one that "squire import" takes, as those
+// who come from docker write it, that is said.
+func missingImage(name string, err error) error {
+	err = fmt.Errorf("image %w", err)
+	if !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	if slices.ContainsFunc(sourceKinds, func(kind string) bool { return strings.HasPrefix(name, kind) }) {
+		return fmt.Errorf(`%w; "squire import %s" makes a file of it`, err, name)
+	}
+	if _, bad := oci.ParseSource(name); bad == nil {
+		return fmt.Errorf("%w; one in a registry is written docker://%s", err, name)
+	}
+	return err
 }
 
 // fileSize is the size of a regular file or block device.

@@ -134,9 +134,11 @@ func completeSource(_ *cobra.Command, args []string, word string) ([]string, cob
 	if strings.Contains(word, ":") {
 		return nil, cobra.ShellCompDirectiveDefault
 	}
-	return []string{"docker://", "oci:", "oci-archive:", "docker-archive:", "dockerd://", "podman://", "tar:", "dir:"},
-		cobra.ShellCompDirectiveNoSpace
+	return sourceKinds, cobra.ShellCompDirectiveNoSpace
 }
+
+// sourceKinds are how the names of sources begin.
+var sourceKinds = []string{"docker://", "oci:", "oci-archive:", "docker-archive:", "dockerd://", "podman://", "tar:", "dir:"}
 
 func (o *importOptions) run(c *cobra.Command, src string) error {
 	plan, err := o.plan(src)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"os"
 	"os/signal"
@@ -177,13 +178,16 @@ func mountOption(opt string) bool {
 }
 
 func (o *mountOptions) run(image, dir string) error {
-	image, err := filepath.Abs(image)
+	path, err := filepath.Abs(image)
 	if err != nil {
 		return err
 	}
-	cfg, mo, err := o.parse(image)
+	cfg, mo, err := o.parse(path)
 	if err != nil {
 		return err
+	}
+	if _, err = os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return missingImage(image, unwrapPath(image, err))
 	}
 	traced, err := tracesWanted(o.trace)
 	if err != nil {
