@@ -24,7 +24,7 @@ make: an image and a writable layer over it, which stays.
 
 They are kept for each user in /var/tmp/squire-UID of the node, or where SQUIRE_DATA or
 the site says: a directory on a local disk that belongs to the user alone.`,
-		Args: needArgs(0, 0),
+		Args: needCommand,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	cmd.AddCommand(containerListCommand(), containerRemoveCommand(), containerSaveCommand())
@@ -60,8 +60,9 @@ func completeContainers(_ *cobra.Command, _ []string, _ string) (names []string,
 func containerListCommand() *cobra.Command {
 	var asJSON, quiet bool
 	cmd := &cobra.Command{
-		Use:   "list [flags]",
-		Short: "List named containers",
+		Use:     "list [flags]",
+		Aliases: []string{"ls"},
+		Short:   "List named containers",
 		Long: `List the named containers of this user on this node: NAME, whether it runs, and by which
 processes it is kept running, when it was started last, and the IMAGE below its layer.`,
 		Args:              needArgs(0, 0),

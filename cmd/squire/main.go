@@ -98,14 +98,9 @@ func rootCommand(args ...string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "squire",
 		Version: versionString(),
-		Args: func(c *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return unknownCommand(c, args[0])
-			}
-			return nil
-		},
-		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
-		Short: "Run commands inside squashfs images",
+		Args:    needCommand,
+		RunE:    func(c *cobra.Command, _ []string) error { return c.Help() },
+		Short:   "Run commands inside squashfs images",
 		Long: `Squire runs commands inside squashfs images as an ordinary user, mounts images,
 makes them, looks into them and unpacks them. Images are served lazily: only what is read is loaded.
 
@@ -117,10 +112,11 @@ cannot be executed, 127 when it is not in the image.`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		DisableAutoGenTag: true,
-
-		SuggestionsMinimumDistance: 2,
 	}
 	cmd.AddCommand(commands(args)...)
+	if len(cmd.Commands()) > 1 {
+		refuseUnknown(cmd)
+	}
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see %q", err, c.CommandPath()+" --help")
 	})
@@ -148,12 +144,37 @@ func commands(args []string) []*cobra.Command {
 	}
 }
 
+// refuseUnknown has "squire help" refuse what it does not know: cobra's would print the help of something else, and end with 0.
+func refuseUnknown(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	help, _, err := root.Find([]string{"help"})
+	if err != nil {
+		return
+	}
+	help.Args = func(_ *cobra.Command, args []string) error {
+		topic, rest, err := root.Find(args)
+		if err == nil && len(rest) > 0 {
+			err = unknownCommand(topic, rest[0])
+		}
+		return err
+	}
+}
+
+// needCommand is for a command that does nothing but hold others together.
+func needCommand(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return unknownCommand(c, args[0])
+	}
+	return nil
+}
+
 // unknownCommand says what else could have been meant.
 func unknownCommand(c *cobra.Command, name string) error {
-	hint := `see "squire --help"`
+	hint := fmt.Sprintf("see %q", c.CommandPath()+" --help")
+	c.SuggestionsMinimumDistance = 2
 	if like := c.SuggestionsFor(name); len(like) > 0 {
 		hint = fmt.Sprintf("did you mean %q?", like[0])
-	} else if _, err := os.Stat(name); err == nil {
+	} else if _, err := os.Stat(name); err == nil && !c.HasParent() {
 		hint = fmt.Sprintf("did you mean %q?", "squire run "+name)
 	}
 	return fmt.Errorf("unknown command %q; %s", name, hint)

@@ -59,7 +59,7 @@ that nobody has run for 60 days go with the next import.
 
 Options that are wrong end srun, sbatch or salloc with exit status 255 before anything has
 started, and so do options without an image and a name, which would change nothing.`,
-		Args: cobra.NoArgs,
+		Args: needCommand,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	cmd.AddCommand(slurmCheckCommand(), slurmStepCommand(), slurmCleanupCommand())

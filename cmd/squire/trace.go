@@ -39,12 +39,7 @@ names in squire.toml. SQUIRE_CACHE_DIR is an absolute path.
 Where that is set, root's traces are not used.
 
 "squire run --no-trace", "squire mount -o notrace" and SQUIRE_TRACE=0 go without.`,
-		Args: func(c *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return fmt.Errorf("unknown command %q; see %q", args[0], c.CommandPath()+" --help")
-			}
-			return nil
-		},
+		Args: needCommand,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	cmd.AddCommand(traceRecordCommand(), traceShowCommand(), traceApplyCommand(), traceRemoveCommand())
