@@ -139,6 +139,15 @@ ID  STATE   REQUESTS    P50    P99   HITS  STORAGE  DECODED  CACHED  SERVED   AH
 1   served      1100  1.8ms  2.0ms  99.0%    3 MiB   10 MiB   5 MiB  64 MiB  16 MiB       0  /images/pytorch.sqsh
 2   failed         0      -      -      -      0 B      0 B     0 B     0 B     0 B       7  `+hostileShown+`
 `)
+	others := all[0]
+	others.Totals = nil
+	b.Reset()
+	printServiceStats(&b, &others, began.Add(time.Hour))
+	for _, row := range []string{"Memory", "Cache "} {
+		if strings.Contains(b.String(), row) {
+			t.Errorf("a user who is not told is shown %s:\n%s", row, b.String())
+		}
+	}
 	b.Reset()
 	printImageStats(&b, everyImage(all)[1], began.Add(3*time.Hour))
 	wantPrintable(t, b.String())

@@ -118,8 +118,10 @@ func printServiceStats(w io.Writer, s *seen, now time.Time) {
 		row("Socket", "%s", shownPath(s.Socket))
 		row("Clients", "%d", s.Clients)
 		row("Restarts", "%d of the server, %d of the mounter", s.Restarts.Server, s.Restarts.Mounter)
-		row("Memory", "%s in the server", sizeString(s.Memory))
-		row("Cache", "%s of %s", sizeString(s.Cache.Bytes), sizeString(s.Cache.Budget))
+		if s.Totals != nil { // others are not told
+			row("Memory", "%s in the server", sizeString(s.Memory))
+			row("Cache", "%s of %s", sizeString(s.Cache.Bytes), sizeString(s.Cache.Budget))
+		}
 		printFigures(row, &sum)
 	})
 	printOperations(w, &sum.Stats)
