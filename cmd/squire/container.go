@@ -92,6 +92,11 @@ func printContainers(w io.Writer, all []*container.Info, asJSON, quiet bool) err
 		if all == nil {
 			all = []*container.Info{}
 		}
+		for _, i := range all {
+			if i.PIDs == nil {
+				i.PIDs = []int{} // as other empty lists: jq '.[].pids[]' stops at null
+			}
+		}
 		return printJSON(w, all)
 	}
 	if quiet || len(all) == 0 {
