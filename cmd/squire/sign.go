@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/user"
@@ -51,8 +52,26 @@ signature, and asks for a passphrase, or for a touch, if the key wants one.`,
 	return cmd
 }
 
+// findKey is an error if there is no key, which ssh-keygen would only find out when all of the image was read. Of one that
+// ssh-agent has, it takes FILE.pub as well.
+func findKey(file string) error {
+	_, err := os.Stat(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, public := os.Stat(file + ".pub"); public == nil {
+			return nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("--key %w", unwrapPath(file, err))
+	}
+	return nil
+}
+
 // sign writes the signature of an image.
 func sign(c *cobra.Command, key, image string) error {
+	if err := findKey(key); err != nil {
+		return err
+	}
 	f, err := openImage(image)
 	if err != nil {
 		return err

@@ -68,6 +68,12 @@ func TestSign(t *testing.T) {
 			t.Errorf("sign with %s: %v", what, err)
 		}
 	}
+	if _, _, err := squire2(t, "sign", "--key", key+"none", image); err == nil || err.Error() != "--key "+key+"none: no such file or directory" {
+		t.Errorf("sign with a missing key: %v", err)
+	}
+	if _, _, err := squire2(t, "verify", "--key", key+"ed25519", image); err == nil || !strings.Contains(err.Error(), "a private key") {
+		t.Errorf("verify with the private key: %v", err)
+	}
 	if now, err := os.ReadFile(image + ".sig"); err != nil || string(now) != string(sig) {
 		t.Errorf("the signature that was there is another: %v", err)
 	}

@@ -36,6 +36,9 @@ func (k *Key) String() string { return strings.TrimSpace(k.key.fingerprint() + "
 // ParseKey reads a line of the form of OpenSSH's public keys: "ssh-ed25519 AAAA… comment".
 func ParseKey(line string) (*Key, error) {
 	fields := strings.Fields(line)
+	if strings.HasPrefix(line, "-----BEGIN") {
+		return nil, errors.New("a private key, or none of OpenSSH's: want the public one, which ssh-keygen writes into FILE.pub")
+	}
 	if len(fields) < 2 {
 		return nil, errors.New(`not a public key of the form "ssh-ed25519 AAAA… comment"`)
 	}
