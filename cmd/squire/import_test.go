@@ -457,7 +457,7 @@ func TestImportErrors(t *testing.T) {
 		{0, []string{"docker://127.0.0.1:1/x:1"}, "127.0.0.1:1"},
 		{0, []string{"oci:" + dir}, dir},
 		{0, []string{"oci:/no/such"}, "/no/such"},
-		{0, []string{"tar:" + text}, ""},
+		{0, []string{"tar:" + text}, "read " + text + ": "},
 		{0, []string{"tar:/no/such"}, "/no/such: no such file or directory"},
 		{0, []string{"tar:" + dir}, "is a directory; write dir:" + dir},
 		{0, []string{"dir:/no/such"}, "/no/such"},

@@ -290,11 +290,16 @@ func TestPackRefuses(t *testing.T) {
 	if err := os.WriteFile(text, []byte(strings.Repeat("no archive\n", 100)), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	foreign := filepath.Join(t.TempDir(), "src.tar.xz")
+	if err := os.WriteFile(foreign, []byte("\xfd7zXZ\x00"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct{ args, says string }{
 		{"none IMAGE", "none: no such file or directory"},
 		{dir + " " + t.TempDir() + "/none/image", "no such file or directory"},
 		{dir + " " + dir, "is a directory"},
-		{text + " IMAGE", text},
+		{text + " IMAGE", "read " + text + ": not a tar archive: "},
+		{foreign + " IMAGE", "read " + foreign + ": "},
 		{archive + " IMAGE --sort " + text, "--sort: is for directories only"},
 		{archive + " IMAGE --one-file-system", "--one-file-system: is for directories only"},
 		{dir + " IMAGE --sort none", "--sort: none: no such file"},

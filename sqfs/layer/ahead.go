@@ -100,7 +100,7 @@ func (s *stream) run() {
 func (s *stream) fill() error {
 	r, err := s.a.order[s.index].Open(s.a.ctx)
 	if err != nil {
-		return fmt.Errorf("open: %w", err)
+		return err
 	}
 	for more := true; more && err == nil; {
 		var b []byte

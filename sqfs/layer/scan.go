@@ -137,14 +137,22 @@ func (m *merger) each(order []int, do func(*stream) error) error {
 		switch name := m.layerName(n); {
 		case err == nil:
 		case s.failed == nil:
-			return fmt.Errorf("merge %s: %w", name, err)
+			return fmt.Errorf("%s %s: %w", m.verb(), name, err)
 		case strings.Contains(s.failed.Error(), name): // a layer may well know what it is called
-			return fmt.Errorf("merge %w", s.failed)
+			return fmt.Errorf("%s %w", m.verb(), s.failed)
 		default:
-			return fmt.Errorf("merge %s: %w", name, s.failed)
+			return fmt.Errorf("%s %s: %w", m.verb(), name, s.failed)
 		}
 	}
 	return nil
+}
+
+// verb is what is done with the layers, in errors. One archive alone is merged with nothing.
+func (m *merger) verb() string {
+	if m.o.Plain {
+		return "read"
+	}
+	return "merge"
 }
 
 // entries calls a function for all entries of an archive, which is read to its very end:
@@ -156,6 +164,9 @@ func entries(s *stream, do func(number int64, h *tar.Header, r *tar.Reader) erro
 		h, err := t.Next()
 		if err == io.EOF {
 			break
+		}
+		if number == 0 && errors.Is(err, tar.ErrHeader) {
+			return fmt.Errorf("not a tar archive: %w", err)
 		}
 		if err != nil && (h == nil || !errors.Is(err, tar.ErrInsecurePath)) { // names are cleaned here
 			return fmt.Errorf("entry %d, behind %.200q, at byte %d: %w", number, last, s.pos, err)

@@ -52,7 +52,7 @@ func (m *merger) apply() (*pack.Inode, error) {
 	for n := 1; n <= len(m.layers); n++ {
 		m.layer = n
 		if err := t.applyLayer(m.ops[n]); err != nil {
-			return nil, fmt.Errorf("merge %s: %w", m.layerName(n), err)
+			return nil, fmt.Errorf("%s %s: %w", m.verb(), m.layerName(n), err)
 		}
 		m.ops[n] = nil
 	}
