@@ -52,6 +52,9 @@ container.`,
 			} else if len(e.Command) > 0 && strings.HasPrefix(e.Command[0], "-") {
 				return fmt.Errorf("%s: flags of squire go before the process id", printable(e.Command[0]))
 			}
+			if err := checkEnvNames(e.KeepEnv); err != nil {
+				return err
+			}
 			pid, err := strconv.ParseInt(args[0], 10, 32)
 			switch {
 			case err != nil && container.CheckName(args[0]) == nil:

@@ -20,8 +20,9 @@ import (
 )
 
 type runOptions struct {
-	prefix    string // of the flags' names in messages: with Slurm they have another
-	mounts    []string
+	prefix    string   // of the flags' names in messages: with Slurm they have another
+	mounts    []string // of --mounts and --tmpfs, as --mounts has them
+	tmpfs     []string // those of them that are of --tmpfs
 	writable  string
 	readonly  bool
 	workdir   string
@@ -139,7 +140,7 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.SetInterspersed(false)
 	f.Var(&mountsFlag{list: &o.mounts}, "mounts", "bind host paths: SRC[:DST[:FLAGS]][,...], flags joined by +; see above")
-	f.Var(&mountsFlag{list: &o.mounts, tmpfs: true}, "tmpfs", "mount an empty file system in memory: DST[:size=SIZE,mode=MODE,...]")
+	f.Var(&mountsFlag{list: &o.mounts, tmpfs: &o.tmpfs}, "tmpfs", "mount an empty file system in memory: DST[:size=SIZE,mode=MODE,...]")
 	f.StringVar(&o.writable, "writable", "", "put a writable layer over the image, in memory, of tmpfs:size=SIZE, or in a directory of yours that keeps it: --writable=DIR")
 	f.Lookup("writable").NoOptDefVal = writableTmpfs
 	f.BoolVar(&o.readonly, "readonly", false, "keep the root file system read-only (the default)")
@@ -163,17 +164,36 @@ func (o *runOptions) flag(name string) string { return "--" + o.prefix + name }
 // they are carried out in the order in which they were given.
 type mountsFlag struct {
 	list  *[]string
-	tmpfs bool
+	tmpfs *[]string // those of list that came by --tmpfs; nil: the flag is --mounts
+}
+
+// mountFlag is the name of the flag by which a mount was given.
+func (o *runOptions) mountFlag(mount string) string {
+	if slices.Contains(o.tmpfs, mount) {
+		return "tmpfs"
+	}
+	return "mounts"
 }
 
 func (f *mountsFlag) String() string { return "" }
 func (f *mountsFlag) Type() string   { return "string" }
 
 func (f *mountsFlag) Set(arg string) error {
-	if f.tmpfs {
+	if f.tmpfs != nil {
 		arg = "tmpfs:" + strings.ReplaceAll(arg, ",", "+")
+		*f.tmpfs = append(*f.tmpfs, arg)
 	}
 	*f.list = append(*f.list, arg)
+	return nil
+}
+
+// checkEnvNames finds a NAME=VALUE, which docker and others take as --env, among names.
+func checkEnvNames(names []string) error {
+	for _, name := range names {
+		if strings.Contains(name, "=") {
+			return fmt.Errorf("--env %s: want the name alone; --set-env %[1]s sets a variable", printable(name))
+		}
+	}
 	return nil
 }
 
@@ -184,6 +204,9 @@ func (o *runOptions) check(c *cobra.Command, args []string) (err error) {
 		flag = &on
 	}
 	if o.traced, err = tracesWanted(flag); err != nil {
+		return err
+	}
+	if err = checkEnvNames(o.keepEnv); err != nil {
 		return err
 	}
 	switch writable := c.Flags().Changed("writable"); {
@@ -337,7 +360,7 @@ func (o *runOptions) spec(image string, command []string) (*runtime.Spec, error)
 	for _, arg := range o.mounts {
 		ms, err := parser.Parse(arg)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", o.flag("mounts"), err)
+			return nil, fmt.Errorf("%s: %w", o.flag(o.mountFlag(arg)), err)
 		}
 		if cwdErr != nil && slices.ContainsFunc(ms, func(m runtime.Mount) bool { return m.Host() && !filepath.IsAbs(m.Source) }) {
 			return nil, fmt.Errorf("%s: working directory of a relative source: %w", o.flag("mounts"), cwdErr)
