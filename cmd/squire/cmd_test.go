@@ -234,9 +234,12 @@ func TestManAndCompletion(t *testing.T) {
 		}
 	}
 	for page, wants := range map[string][]string{
-		"squire.1":       {".SH COMMANDS\n", ".B bench\nCompare ways to mount an image\n"},
+		"squire.1":       {".SH COMMANDS\n", ".B bench\nCompare ways to mount an image\n", ".BR squire-environment (1)"},
 		"squire-bench.1": {"(default 5)\n", "(default [1,4])\n", "(default \"import numpy\")\n", "Peers:\n.nf\n  kernel ", "too\n.fi\n.PP\n"},
 		"squire-mount.1": {".nf\n  "},
+		// What can be set is on one page each, which squire(1) names.
+		"squire-environment.1": {"SQUIRE_SERVICE ", "SQUIRE_IMPORT_FLAGS ", ".BR squire (1)"},
+		"squire-files.1":       {"squire.toml ", "remap\\-root = "},
 	} {
 		b, err := os.ReadFile(filepath.Join(dir, page))
 		for _, want := range wants {

@@ -140,7 +140,7 @@ func commands(args []string) []*cobra.Command {
 		runCommand(), execCommand(), mountCommand(), umountCommand(), daemonCommand(),
 		importCommand(), packCommand(), inspectCommand(), signCommand(), verifyCommand(), lsCommand(), catCommand(), extractCommand(),
 		containerCommand(), psCommand(), statsCommand(), topCommand(), traceCommand(), benchCommand(), doctorCommand(), versionCommand(), manCommand(),
-		slurmCommand(),
+		slurmCommand(), environmentTopic(), filesTopic(),
 	}
 }
 

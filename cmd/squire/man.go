@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -49,7 +50,7 @@ func manDate() (time.Time, error) {
 // doc package does it: that one goes through Markdown, with packages whose
 // initialization every start of this program would wait for.
 func writeManPages(c *cobra.Command, dir string, date time.Time) error {
-	for _, sub := range manSubcommands(c) {
+	for _, sub := range slices.Concat(manSubcommands(c), manTopics(c)) {
 		if err := writeManPages(sub, dir, date); err != nil {
 			return err
 		}
@@ -68,6 +69,16 @@ func manSubcommands(c *cobra.Command) (subs []*cobra.Command) {
 	return subs
 }
 
+// manTopics are pages that are about no command.
+func manTopics(c *cobra.Command) (topics []*cobra.Command) {
+	for _, sub := range c.Commands() {
+		if sub.IsAdditionalHelpTopicCommand() {
+			topics = append(topics, sub)
+		}
+	}
+	return topics
+}
+
 // manPage writes one page in the macros of man(7).
 func manPage(c *cobra.Command, date time.Time) []byte {
 	c.InitDefaultHelpFlag()
@@ -75,7 +86,9 @@ func manPage(c *cobra.Command, date time.Time) []byte {
 	fmt.Fprintf(&b, ".nh\n.TH %q \"1\" %q %q \"Squire\"\n",
 		strings.ToUpper(manName(c)), date.Format("Jan 2006"), "squire "+versionString())
 	fmt.Fprintf(&b, ".SH NAME\n%s \\- %s\n", manText(manName(c)), manText(c.Short))
-	fmt.Fprintf(&b, ".SH SYNOPSIS\n.B %s\n", manText(c.UseLine()))
+	if !c.IsAdditionalHelpTopicCommand() {
+		fmt.Fprintf(&b, ".SH SYNOPSIS\n.B %s\n", manText(c.UseLine()))
+	}
 	text := c.Long
 	if text == "" {
 		text = c.Short
@@ -88,7 +101,7 @@ func manPage(c *cobra.Command, date time.Time) []byte {
 			fmt.Fprintf(&b, ".TP\n.B %s\n%s\n", manText(sub.Name()), manText(sub.Short))
 		}
 	}
-	if flags := c.NonInheritedFlags(); flags.HasAvailableFlags() {
+	if flags := c.NonInheritedFlags(); !c.IsAdditionalHelpTopicCommand() && flags.HasAvailableFlags() {
 		b.WriteString(".SH OPTIONS\n")
 		flags.VisitAll(func(f *pflag.Flag) { manFlag(&b, f) })
 	}
@@ -99,7 +112,7 @@ func manPage(c *cobra.Command, date time.Time) []byte {
 	if c.HasParent() {
 		others = append(others, manName(c.Parent()))
 	}
-	for _, sub := range manSubcommands(c) {
+	for _, sub := range slices.Concat(manSubcommands(c), manTopics(c)) {
 		others = append(others, manName(sub))
 	}
 	if len(others) > 0 {
