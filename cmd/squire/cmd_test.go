@@ -186,6 +186,8 @@ func TestErrors(t *testing.T) {
 		{"run --env A,B=1 x", "--env B=1: want the name alone; --set-env B=1 sets a variable"},
 		{"exec --env B=1 1", "--set-env B=1 sets a variable"},
 		{"run --writable= x", "name is empty"},
+		{"run --name= x", "--name: the name is empty"},
+		{"run --save= x", "--save: the file's name is empty"},
 		{"run --set-env X x", "want NAME=VALUE"},
 		{"mount -o rw x y", "cannot be written to"},
 		{"mount -o nonsense x y", `unknown option "nonsense"`},

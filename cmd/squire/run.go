@@ -220,6 +220,10 @@ func (o *runOptions) check(c *cobra.Command, args []string) (err error) {
 		return errors.New("--stats does not go with --name: others may read the image as well")
 	case o.name != "" && slices.Contains(o.unshare, "pid"):
 		return errors.New("--unshare pid does not go with --name: others may share the container, and would end with its first process")
+	case c.Flags().Changed("name") && o.name == "":
+		return errors.New("--name: the name is empty")
+	case c.Flags().Changed("save") && o.save == "":
+		return errors.New("--save: the file's name is empty")
 	case o.json && !o.plan:
 		return errors.New("--json goes with --plan")
 	case len(args) > 1 && args[1] != "--" && strings.HasPrefix(args[1], "-"):
