@@ -250,6 +250,11 @@ func TestManAndCompletion(t *testing.T) {
 			}
 		}
 	}
+	for word, want := range map[string]string{"run --unshare pid,n": "pid,net\n", "daemon --log-level w": "warn\n"} {
+		if out, err := squire(t, append([]string{"__complete"}, strings.Fields(word)...)...); err != nil || !strings.Contains(out, want) {
+			t.Errorf("%s: %v, completed by %q, want %q", word, err, out, want)
+		}
+	}
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		if out, err := squire(t, "completion", shell); err != nil || !strings.Contains(out, "squire") {
 			t.Errorf("%s: %v", shell, err)

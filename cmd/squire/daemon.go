@@ -73,6 +73,8 @@ are used: auto, node, own, or off; SQUIRE_SOCKET where that of the node listens.
 	f.IntVar(&o.Limits.UserAttached, "limit-user-mounts", 64, `directories of one user with a "squire mount" at most`)
 	f.StringVar(&o.Metrics, "metrics", "", "where Prometheus may ask: HOST:PORT or the path of a socket")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	levels := cobra.FixedCompletions([]string{"debug", "info", "warn", "error"}, cobra.ShellCompDirectiveNoFileComp)
+	_ = cmd.RegisterFlagCompletionFunc("log-level", levels) // there is such a flag
 	f.BoolVar(&o.jsonLog, "json-log", false, "log as JSON")
 	f.BoolVar(&o.NoIDMap, "no-idmap", false, "do without idmapped mounts (Linux 6.12): one mount per image and user")
 	f.BoolVar(&o.NoResend, "no-resend", false, "do without resent requests (Linux 6.9): those under way fail when the server dies")

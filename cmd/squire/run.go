@@ -154,6 +154,7 @@ func (o *runOptions) addFlags(cmd *cobra.Command) {
 	f.BoolVar(&o.mountHome, "mount-home", false, "bind the home directory")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "say on standard error how long each part of the start took")
 	o.devices.addFlags(f)
+	_ = cmd.RegisterFlagCompletionFunc("unshare", completeList(runtime.Namespaces)) // there is such a flag
 	f.BoolVar(&o.stats, "stats", false, "afterwards, say on standard error how much of the image was read")
 }
 
