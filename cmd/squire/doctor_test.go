@@ -70,6 +70,23 @@ func (d *doctor) of(check string) finding {
 	return d.findings[i]
 }
 
+// Directories of the site's that users cannot make are found.
+func TestDoctorPlaces(t *testing.T) {
+	needRoot(t)
+	d := healthy(t)
+	useSite(t, map[string]string{"squire.toml": "data = \"/scratch/squire/%U\"\ncache = \"/scratch/cache/%U\"\n"})
+	if err := os.MkdirAll(d.path("scratch/cache"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	d.places()
+	if f := d.of("data"); f.State != findingWarning || f.Mend != "install -d -m 1777 /scratch/squire" || !strings.Contains(f.Text, "/scratch/squire is missing") {
+		t.Errorf("%+v, want that the directory is missing", f)
+	}
+	if f := d.of("cache"); f.State != findingOK {
+		t.Errorf("%+v, want that all is well", f)
+	}
+}
+
 // What is wrong is found, in its own check alone, and there is a word on how to mend it.
 func TestDoctor(t *testing.T) {
 	needRoot(t)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -204,7 +205,8 @@ var noUpper = map[int64]string{
 
 // places looks at where named containers and imports go.
 func (d *doctor) places() {
-	if _, err := siteConfig(); err != nil {
+	site, err := siteConfig()
+	if err != nil {
 		return // that is told already
 	}
 	data, err := dataDir()
@@ -215,13 +217,24 @@ func (d *doctor) places() {
 	dir, st := existing(d.path(data))
 	if name := noUpper[st.Type]; name != "" {
 		d.found("data", findingWarning, "a directory of a local disk, as data in squire.toml", "named containers are in %s, on %s, which cannot hold writable layers", dir, name)
-	} else {
+	} else if !d.missingAbove("data", data, site.Data) {
 		d.ok("data", "named containers in %s, %s free", data, sizeString(int64(st.Bavail)*st.Bsize))
 	}
-	if cache := cacheDir(); cache != "" {
+	if cache := cacheDir(); cache != "" && !d.missingAbove("cache", cache, site.Cache) {
 		_, st = existing(d.path(cache))
 		d.ok("cache", "imports in %s, %s free", cache, sizeString(int64(st.Bavail)*st.Bsize))
 	}
+}
+
+// missingAbove tells of a directory that the site names if what it is to be made in is not there: that is the administrator's
+// to make, and users get an error until then.
+func (d *doctor) missingAbove(check, dir, bySite string) bool {
+	above := filepath.Dir(dir)
+	if _, err := os.Stat(d.path(above)); dir != bySite || !errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	d.found(check, findingWarning, "install -d -m 1777 "+above, "%s is missing, in which %s of squire.toml puts %s", above, check, dir)
+	return true
 }
 
 // existing is the first directory on the way up that there is.
