@@ -236,7 +236,7 @@ func TestManAndCompletion(t *testing.T) {
 		}
 	}
 	for page, wants := range map[string][]string{
-		"squire.1":       {".SH COMMANDS\n", ".B bench\nCompare ways to mount an image\n", ".BR squire-environment (1)"},
+		"squire.1":       {".SH COMMANDS\n", ".B bench\nCompare ways to mount an image\n", ".BR squire-environment (1)", ".SH SYNOPSIS\n.B squire COMMAND ", `\fB\-\-version\fP`},
 		"squire-bench.1": {"(default 5)\n", "(default [1,4])\n", "(default \"import numpy\")\n", "Peers:\n.nf\n  kernel ", "too\n.fi\n.PP\n"},
 		"squire-mount.1": {".nf\n  "},
 		// What can be set is on one page each, which squire(1) names.

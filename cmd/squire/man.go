@@ -82,12 +82,13 @@ func manTopics(c *cobra.Command) (topics []*cobra.Command) {
 // manPage writes one page in the macros of man(7).
 func manPage(c *cobra.Command, date time.Time) []byte {
 	c.InitDefaultHelpFlag()
+	c.InitDefaultVersionFlag()
 	var b bytes.Buffer
 	fmt.Fprintf(&b, ".nh\n.TH %q \"1\" %q %q \"Squire\"\n",
 		strings.ToUpper(manName(c)), date.Format("Jan 2006"), "squire "+versionString())
 	fmt.Fprintf(&b, ".SH NAME\n%s \\- %s\n", manText(manName(c)), manText(c.Short))
 	if !c.IsAdditionalHelpTopicCommand() {
-		fmt.Fprintf(&b, ".SH SYNOPSIS\n.B %s\n", manText(c.UseLine()))
+		fmt.Fprintf(&b, ".SH SYNOPSIS\n.B %s\n", manText(manSynopsis(c)))
 	}
 	text := c.Long
 	if text == "" {
@@ -119,6 +120,14 @@ func manPage(c *cobra.Command, date time.Time) []byte {
 		fmt.Fprintf(&b, ".SH SEE ALSO\n.BR %s (1)\n", strings.Join(others, " (1),\n.BR "))
 	}
 	return b.Bytes()
+}
+
+// manSynopsis is the form of a command line.
+func manSynopsis(c *cobra.Command) string {
+	if len(manSubcommands(c)) > 0 {
+		return c.CommandPath() + " COMMAND [ARG...]"
+	}
+	return c.UseLine()
 }
 
 // manParagraphs writes paragraphs; lines that are indented, as those of lists, stay as they are.
