@@ -489,7 +489,7 @@ func TestStaleSocket(t *testing.T) {
 		"a file":              func() error { return os.WriteFile(d.socket, []byte("mine"), 0o600) },
 		"a directory":         func() error { return os.Mkdir(d.socket, 0o700) },
 		"a link that dangles": func() error { return os.Symlink(filepath.Join(d.home, "away"), d.socket) },
-		"a link to a file":    func() error { return os.Symlink("/etc/passwd", d.socket) },
+		"a link to a file":    func() error { return os.Symlink(d.exe, d.socket) },
 	} {
 		if err := make(); err != nil {
 			t.Fatal(err)
