@@ -272,6 +272,7 @@ static int run(char *const argv[], char *const env[], FILE *in, FILE *out, FILE 
 static int step = -1;              /* the socket to the step process */
 static int theirs;                 /* the step process's end of it */
 static int closer[2] = { -1, -1 }; /* a byte has theirs closed, another says that it is */
+static bool closed;                /* that was done */
 static char step_error[512];       /* why there is none: told by the tasks, as earlier srun would end with 0 */
 
 /*
@@ -287,6 +288,16 @@ static void *close_theirs(void *unused)
 		;
 	close(theirs);
 	return send(closer[0], "", 1, MSG_NOSIGNAL) == 1 ? unused : NULL;
+}
+
+/* close_ours has that thread close it, once: as long as this end is open here nobody sees that the step process ends. */
+static void close_ours(void)
+{
+	char byte;
+
+	if (step >= 0 && !closed && send(closer[1], "", 1, MSG_NOSIGNAL) == 1)
+		(void)!read(closer[1], &byte, 1);
+	closed = true;
 }
 
 static int make_socket(void)
@@ -457,8 +468,7 @@ int slurm_spank_user_init(spank_t spank, int ac, char **av)
 	glob("/dev/{nvidia[0-9]*,nvidia-caps/*,dri/*}", GLOB_BRACE, NULL, &devices);
 	if (error)
 		snprintf(step_error, sizeof step_error, "cannot start %s: %s", squire, strerror(error));
-	if (step >= 0 && send(closer[1], "", 1, MSG_NOSIGNAL) == 1)
-		(void)!read(closer[1], name, 1);
+	close_ours();
 	return 0;
 }
 
@@ -707,6 +717,7 @@ static void end_step(void)
 
 	if (step < 0)
 		return;
+	close_ours(); /* there is no step process where Slurm gave the step up before it, as one whose output has no directory */
 	if (setsockopt(step, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) == 0)
 		send(step, "{\"end\":true}", 12, MSG_NOSIGNAL | MSG_DONTWAIT);
 	for (int i = 0; i < 4 && n != 0; i++) { /* its answer, and its end; a signal or two */

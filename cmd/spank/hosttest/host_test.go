@@ -264,6 +264,14 @@ func TestEnd(t *testing.T) {
 	}
 }
 
+// A step that Slurm gives up before there is a step process does not wait for one.
+func TestEndBefore(t *testing.T) {
+	b := newBed(t)
+	if r := b.run(t, "remote", 0, image, nil, "true"); r.code != 0 || r.stdout != "" || r.stderr != "" {
+		t.Errorf("got %+v", r)
+	}
+}
+
 // An epilog does not hold a node for ever, nor make it drain.
 func TestEpilog(t *testing.T) {
 	b := newBed(t)

@@ -438,3 +438,29 @@ func (l *lab) servicePIDs() []int {
 	}
 	return pids
 }
+
+// A job whose output has no directory ends, and its node waits for no step process: there never was one.
+func TestOutputNowhere(t *testing.T) {
+	l := theLab(t)
+	r := l.run(t, "sbatch", "--parsable", "--wait", "-n1", "--container-image="+l.image, "--output="+l.at("none/out"), "--wrap=true")
+	job := strings.TrimSpace(r.stdout)
+	if r.code == 0 || job == "" {
+		t.Fatalf("%+v", r)
+	}
+	logs, err := filepath.Glob(l.at("log/n*.log"))
+	if err != nil || len(logs) == 0 {
+		t.Fatal(logs, err)
+	}
+	for _, name := range logs {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			if strings.Contains(line, "["+job+".batch]") && strings.Contains(line, "squire: ") {
+				t.Error(line)
+			}
+		}
+	}
+	l.clean(t)
+}

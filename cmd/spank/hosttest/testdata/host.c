@@ -4,7 +4,8 @@
  *   usage: host PLUGIN CONTEXT TASKS UID ARGUMENT OPTION… -- COMMAND…
  *
  * CONTEXT is local, allocator, remote, or vm: remote as Slurm 24.05 and newer do it with a private /tmp, where
- * user_init and task_exit run in processes that share the memory and not the descriptors. ARGUMENT is the plugin's, an
+ * user_init and task_exit run in processes that share the memory and not the descriptors. A step without tasks ends before
+ * user_init, as one does whose files of output Slurm cannot make. ARGUMENT is the plugin's, an
  * OPTION is NAME=VALUE. Locally, what the plugin leaves in SLURM_SQUIRE_OPTIONS is printed. Remotely, the tasks run
  * COMMAND, and "task N: STATUS" is printed for each. With the CONTEXT epilog a job has ended.
  */
@@ -178,6 +179,8 @@ static int run_step(int apart)
 
 	signal(SIGTERM, handler);
 	signal(SIGPIPE, SIG_IGN);
+	if (tasks == 0)
+		return call("slurm_spank_exit"), 0;
 	if (apart) {
 		call_apart("slurm_spank_user_init");
 	} else {
