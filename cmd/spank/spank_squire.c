@@ -756,15 +756,16 @@ int slurm_spank_exit(spank_t spank, int ac, char **av)
 /* slurm_spank_job_epilog, as root, removes what is left of a job. It does not fail: Slurm would drain the node. */
 int slurm_spank_job_epilog(spank_t spank, int ac, char **av)
 {
-	char job[16], uid[16], words[16384];
+	char job[16], uid[16], sluid[64], words[16384], *other = getenv("SLURM_JOB_SLUID");
 	FILE *out = memory();
 
 	if (!out || !number(spank, S_JOB_ID))
 		return 0;
 	snprintf(job, sizeof job, "%u", number(spank, S_JOB_ID));
 	snprintf(uid, sizeof uid, "%u", number(spank, S_JOB_UID));
+	snprintf(sluid, sizeof sluid, "SLURM_JOB_SLUID=%s", other ? other : "");
 	int status = run((char *[]){ program(ac, av), "slurm", "cleanup", "--job", job, "--uid", uid, NULL },
-		(char *[]){ PATH, NULL }, NULL, out, out, 1000 * END_SECONDS); /* squire itself gives up after 20 s */
+		(char *[]){ PATH, sluid, NULL }, NULL, out, out, 1000 * END_SECONDS); /* squire itself gives up after 20 s */
 	read_back(out, words, sizeof words);
 	fclose(out);
 	tell_lines(status != 0, words);

@@ -135,6 +135,9 @@ func TestDoctor(t *testing.T) {
 		{"service in a job", "service", findingWarning, "cgroup of a job", func(t *testing.T, d *doctor) {
 			d.write(t, "proc/5/cgroup", "0::/system.slice/slurmstepd.scope/job_12/step_0/user/task_0\n")
 		}},
+		{"service in a job of 26.05", "service", findingWarning, "cgroup of a job", func(t *testing.T, d *doctor) {
+			d.write(t, "proc/5/cgroup", "0::/system.slice/slurmstepd.scope/sEKNKTV3WPV500/step_0/user/task_0\n")
+		}},
 		{"bad policy", "site", findingFailed, `unknown key "x"`, func(t *testing.T, _ *doctor) { useSite(t, map[string]string{policyName: "x = 1\n"}) }},
 		{"a policy", "site", findingOK, "images in /images; writable forbid", func(t *testing.T, _ *doctor) {
 			useSite(t, map[string]string{policyName: "[images]\ndirectories = ['/images']\n[containers]\nwritable = 'forbid'\n"})

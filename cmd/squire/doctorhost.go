@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -195,7 +196,8 @@ func (d *doctor) service(all []seen, err error) {
 // inJob reports whether a service is in a cgroup that Slurm made for a job.
 func (d *doctor) inJob(r *noded.Report) bool {
 	text, _ := os.ReadFile(d.path(fmt.Sprintf("/proc/%d/cgroup", r.PID)))
-	return bytes.Contains(text, []byte("/job_"))
+	groups := strings.FieldsFunc(string(text), func(r rune) bool { return r == '/' || r == '\n' })
+	return slices.ContainsFunc(groups, isJobGroup)
 }
 
 // Types of file systems that overlayfs takes no upper directory of, as statfs(2) tells them.

@@ -162,19 +162,29 @@ func ownSocket() (string, error) {
 // (src/plugins/cgroup: job_ID/step_ID/task_N, or job_ID/step_ID/user/task_N with
 // version 2). Other lines of /proc/self/cgroup stay as they are.
 func stepOf(line string) string {
-	job := strings.Index(line, "/job_")
-	if job < 0 {
-		return line
+	for at := 0; ; {
+		step := strings.Index(line[at:], "/step_")
+		if step < 0 {
+			return line
+		}
+		step += at
+		at = len(line)
+		if end := strings.IndexByte(line[step+1:], '/'); end >= 0 {
+			at = step + 1 + end
+		}
+		if isJobGroup(line[strings.LastIndexByte(line[:step], '/')+1 : step]) {
+			return line[:at]
+		}
 	}
-	step := strings.Index(line[job:], "/step_")
-	if step < 0 {
-		return line
+}
+
+// isJobGroup reports whether Slurm calls a job's cgroup so: job_ID, or with version 2,
+// from 26.05 on, the job's SLUID, as sEKNKTV3WPV500 (print_sluid, src/common/sluid.c).
+func isJobGroup(name string) bool {
+	if strings.HasPrefix(name, "job_") {
+		return true
 	}
-	step += job
-	if end := strings.IndexByte(line[step+1:], '/'); end >= 0 {
-		return line[:step+1+end]
-	}
-	return line
+	return len(name) == 14 && name[0] == 's' && strings.Trim(name[1:], "0123456789ABCDEFGHJKMNPQRSTVWXYZ") == ""
 }
 
 // ownName is argv[0] of a user's own service, which finds its listening socket as

@@ -16,14 +16,17 @@ import (
 // The tasks of a step share a service; other steps and jobs do not.
 func TestStepOf(t *testing.T) {
 	for in, want := range map[string]string{
-		"0::/system.slice/slurmstepd.scope/job_7/step_0/user/task_3": "0::/system.slice/slurmstepd.scope/job_7/step_0",
-		"0::/system.slice/slurmstepd.scope/job_7/step_batch/user":    "0::/system.slice/slurmstepd.scope/job_7/step_batch",
-		"4:memory:/slurm/uid_1000/job_7/step_0/task_12":              "4:memory:/slurm/uid_1000/job_7/step_0",
-		"4:memory:/slurm/uid_1000/job_7/step_0":                      "4:memory:/slurm/uid_1000/job_7/step_0",
-		"9:cpuset:/slurm_node1/uid_1000/job_7":                       "9:cpuset:/slurm_node1/uid_1000/job_7",
-		"0::/user.slice/user-1000.slice/session-3.scope":             "0::/user.slice/user-1000.slice/session-3.scope",
-		"0::/home/task_4/step_2":                                     "0::/home/task_4/step_2",
-		"0::/":                                                       "0::/",
+		"0::/system.slice/slurmstepd.scope/job_7/step_0/user/task_3":          "0::/system.slice/slurmstepd.scope/job_7/step_0",
+		"0::/system.slice/slurmstepd.scope/job_7/step_batch/user":             "0::/system.slice/slurmstepd.scope/job_7/step_batch",
+		"0::/system.slice/slurmstepd.scope/sEKNKTV3WPV500/step_0/user/task_3": "0::/system.slice/slurmstepd.scope/sEKNKTV3WPV500/step_0",
+		"0::/system.slice/sEKNKTV3WPV50U/step_0/user/task_3":                  "0::/system.slice/sEKNKTV3WPV50U/step_0/user/task_3",
+		"0::/home/step_1/job_7/step_2/user/task_0":                            "0::/home/step_1/job_7/step_2",
+		"4:memory:/slurm/uid_1000/job_7/step_0/task_12":                       "4:memory:/slurm/uid_1000/job_7/step_0",
+		"4:memory:/slurm/uid_1000/job_7/step_0":                               "4:memory:/slurm/uid_1000/job_7/step_0",
+		"9:cpuset:/slurm_node1/uid_1000/job_7":                                "9:cpuset:/slurm_node1/uid_1000/job_7",
+		"0::/user.slice/user-1000.slice/session-3.scope":                      "0::/user.slice/user-1000.slice/session-3.scope",
+		"0::/home/task_4/step_2":                                              "0::/home/task_4/step_2",
+		"0::/":                                                                "0::/",
 	} {
 		if got := stepOf(in); got != want {
 			t.Errorf("%s: %s, want %s", in, got, want)

@@ -26,6 +26,7 @@ import (
 
 type slurmCleanupOptions struct {
 	job     uint32
+	sluid   string // the job's other number, as text, from Slurm 25.11 on
 	uid     int
 	timeout time.Duration
 }
@@ -65,6 +66,7 @@ func (o *slurmCleanupOptions) run(ctx context.Context) error {
 	case o.uid < 0:
 		return errors.New("--uid: whose job?")
 	}
+	o.sluid = os.Getenv(sluidVariable)
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
 	if o.uid == os.Geteuid() {
@@ -76,6 +78,10 @@ func (o *slurmCleanupOptions) run(ctx context.Context) error {
 	}
 	return o.asUser(ctx)
 }
+
+// sluidVariable is set by Slurm for an epilog, and by the plugin: without it the control group of a job may not be found,
+// see isJobGroup.
+const sluidVariable = "SLURM_JOB_SLUID"
 
 // cleanupName is argv[0] of the user's process that cleans up for root.
 const cleanupName = "squire-cleanup"
@@ -97,7 +103,7 @@ func (o *slurmCleanupOptions) asUser(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe",
 		"--job", strconv.FormatUint(uint64(o.job), 10), "--uid", strconv.Itoa(o.uid), "--timeout", o.timeout.String())
 	cmd.Args[0] = cleanupName
-	cmd.Env, cmd.Dir, cmd.Stderr = []string{"PATH=/usr/bin:/bin"}, "/", words
+	cmd.Env, cmd.Dir, cmd.Stderr = []string{"PATH=/usr/bin:/bin", sluidVariable + "=" + o.sluid}, "/", words
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Setsid: true,
 		// Of groups it needs none: it touches what is the user's own.
@@ -265,7 +271,9 @@ func (o *slurmCleanupOptions) isService(pid int) bool {
 		return false
 	}
 	job := fmt.Sprintf("job_%d", o.job)
-	return slices.Contains(strings.FieldsFunc(string(groups), func(r rune) bool { return r == '/' || r == '\n' }), job)
+	return slices.ContainsFunc(strings.FieldsFunc(string(groups), func(r rune) bool { return r == '/' || r == '\n' }), func(name string) bool {
+		return name == job || name == o.sluid && isJobGroup(name)
+	})
 }
 
 // userOf is the user of a process, -1 if that is not one: all of its ids are to be the same. Who owns its directory in

@@ -131,8 +131,16 @@ func jobGroup(t *testing.T, job string) (procs string) {
 // jobs and other users do not.
 func TestCleanupServices(t *testing.T) {
 	needRoot(t)
+	const sluid = "sEKNKTV3WPV500" // what Slurm 26.05 calls a job's group in cgroup/v2
+	t.Setenv(sluidVariable, sluid)
+	for _, group := range []string{"job_77", sluid} {
+		t.Run(group, func(t *testing.T) { testCleanupServices(t, group) })
+	}
+}
+
+func testCleanupServices(t *testing.T, group string) {
 	const uid, other = 54321, 54322
-	procs := jobGroup(t, "job_77")
+	procs := jobGroup(t, group)
 	dir := t.TempDir()
 	openUp(t, dir)
 	if err := syscall.Mkfifo(filepath.Join(dir, ownName), 0o666); err != nil {
