@@ -288,6 +288,27 @@ func TestDoctorPlugin(t *testing.T) {
 	}
 }
 
+// Of several Slurms the one in PATH is the one that is used, wherever a link to it is.
+func TestSlurmPlugins(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"slurm/bin", "bin"} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	srun := filepath.Join(dir, "slurm/bin/srun")
+	if err := errors.Join(os.WriteFile(srun, nil, 0o755), os.Symlink(srun, filepath.Join(dir, "bin/srun"))); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", filepath.Join(dir, "bin"))
+	if got := slurmPlugins(""); !slices.Contains(got[:2], filepath.Join(dir, "slurm/lib/slurm")) {
+		t.Errorf("%q", got)
+	}
+	if got := slurmPlugins("/a:/b"); !slices.Equal(got, []string{"/a", "/b"}) {
+		t.Errorf("PluginDir: %q", got)
+	}
+}
+
 // versionBytes is a version as a plugin has it, but for the last number.
 func versionBytes(v version2) []byte { return []byte{byte(v.minor), byte(v.major), 0} }
 

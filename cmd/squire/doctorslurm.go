@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -24,10 +25,26 @@ var slurmDirs = []string{
 	"/etc/slurm", "/etc/slurm-llnl", "/usr/local/etc/slurm", "/usr/local/etc", "/opt/slurm/etc", "/run/slurm/conf", "/var/spool/slurmd/conf-cache",
 }
 
-// pluginDirs are where Slurm looks for plugins whose path is not absolute, beside PluginDir.
+// pluginDirs are where Slurm looks for plugins whose path is not absolute, beside PluginDir and its own prefix.
 var pluginDirs = []string{
 	"/usr/lib64/slurm", "/usr/lib/slurm", "/usr/lib/x86_64-linux-gnu/slurm-wlm", "/usr/lib/aarch64-linux-gnu/slurm-wlm",
 	"/usr/lib/x86_64-linux-gnu/slurm", "/usr/lib/aarch64-linux-gnu/slurm", "/usr/local/lib/slurm", "/opt/slurm/lib/slurm",
+}
+
+// slurmPlugins are where Slurm's plugins may be. Where there are several Slurms, the one in PATH is the one that is used.
+func slurmPlugins(pluginDir string) []string {
+	if pluginDir != "" {
+		return strings.Split(pluginDir, ":")
+	}
+	for _, name := range []string{"srun", "slurmd"} {
+		if file, err := exec.LookPath(name); err == nil {
+			if file, err = filepath.EvalSymlinks(file); err == nil {
+				prefix := filepath.Dir(filepath.Dir(file))
+				return append([]string{filepath.Join(prefix, "lib64/slurm"), filepath.Join(prefix, "lib/slurm")}, pluginDirs...)
+			}
+		}
+	}
+	return pluginDirs
 }
 
 // slurm looks for Slurm, and for the plugin in its configuration.
@@ -191,11 +208,7 @@ func (d *doctor) pluginPath(path, pluginDir string) string {
 	if filepath.IsAbs(path) {
 		return d.path(path)
 	}
-	dirs := pluginDirs
-	if pluginDir != "" {
-		dirs = strings.Split(pluginDir, ":")
-	}
-	for _, dir := range dirs {
+	for _, dir := range slurmPlugins(pluginDir) {
 		if name := d.path(filepath.Join(dir, path)); unix.Access(name, unix.F_OK) == nil {
 			return name
 		}
@@ -233,11 +246,7 @@ func pluginVersion(name string) (v version2, err error) {
 // slurmVersion is that of the plugins that came with Slurm, false if there are none. Slurm's commands tell theirs only
 // where there is a configuration that they can read.
 func (d *doctor) slurmVersion(pluginDir string) (version2, bool) {
-	dirs := pluginDirs
-	if pluginDir != "" {
-		dirs = strings.Split(pluginDir, ":")
-	}
-	for _, dir := range dirs {
+	for _, dir := range slurmPlugins(pluginDir) {
 		names, _ := filepath.Glob(d.path(filepath.Join(dir, "select_*.so")))
 		for _, name := range names {
 			if v, err := pluginVersion(name); err == nil {
