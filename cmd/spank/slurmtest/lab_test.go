@@ -1,6 +1,8 @@
 // Package slurmtest runs squire's plugin on a real Slurm, as those on a cluster meet it: several nodes on this machine, a
 // node service, ordinary users.
 //
+// The Slurm is the one whose programs come first in PATH, with its headers beside them (PREFIX/bin, PREFIX/include).
+//
 // SQUIRE_STORM, a number of jobs, makes the test that starts many of them longer than the suite has time for.
 package slurmtest
 
@@ -15,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -36,6 +39,7 @@ type lab struct {
 	dir    string
 	squire string
 	plugin string
+	bin    string // the directory of Slurm's programs for users
 	image  string // Debian
 	socket string // of the node service
 	daemon *exec.Cmd
@@ -107,7 +111,7 @@ func startLab() (*lab, error) {
 	}
 	l.squire, l.plugin = l.at("squire"), l.at("spank_squire.so")
 	l.image, l.socket = l.at("debian.sqsh"), l.at("service")
-	for _, step := range []func() error{l.open, l.addUser, l.build, l.copyImage, l.startService, l.startCluster} {
+	for _, step := range []func() error{l.open, l.findSlurm, l.addUser, l.build, l.copyImage, l.startService, l.startCluster} {
 		if err = step(); err != nil {
 			return l, err
 		}
@@ -119,6 +123,21 @@ func (l *lab) at(name string) string { return filepath.Join(l.dir, name) }
 
 func (l *lab) open() error { return os.Chmod(l.dir, 0o755) }
 
+// findSlurm finds the Slurm that is to be tried. Its users have no other one in their PATH.
+func (l *lab) findSlurm() error {
+	srun, err := exec.LookPath("srun")
+	l.bin = filepath.Dir(srun)
+	return err
+}
+
+// path is the PATH of users.
+func (l *lab) path() string {
+	if slices.Contains(filepath.SplitList(strings.TrimPrefix(testenv.Path, "PATH=")), l.bin) {
+		return testenv.Path
+	}
+	return "PATH=" + l.bin + ":" + strings.TrimPrefix(testenv.Path, "PATH=")
+}
+
 // build makes the program and the plugin from this tree's sources.
 func (l *lab) build() error {
 	// Whatever a cluster that was killed, or the machine, has in the places of the default is not this one's.
@@ -129,7 +148,8 @@ func (l *lab) build() error {
 	if err := testenv.Build(l.squire, places); err != nil {
 		return err
 	}
-	out, err := exec.Command("cc", "-std=gnu99", "-O2", "-Wall", "-fPIC", "-shared", "-o", l.plugin, "../spank_squire.c").CombinedOutput()
+	out, err := exec.Command("cc", "-std=gnu99", "-O2", "-Wall", "-fPIC", "-shared",
+		"-I", filepath.Join(l.bin, "../include"), "-o", l.plugin, "../spank_squire.c").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("build the plugin: %w\n%s", err, out)
 	}
@@ -311,7 +331,7 @@ func (l *lab) command(t *testing.T, who account, env []string, dir string, argv 
 	cmd := testenv.Command(ctx, testenv.Credential(who.uid, who.gid), argv...)
 	cmd.Dir = dir
 	cmd.Env = slices.Concat([]string{
-		testenv.Path, "HOME=" + who.home, "USER=" + who.name, "PWD=" + dir,
+		l.path(), "HOME=" + who.home, "USER=" + who.name, "PWD=" + dir,
 		"LC_ALL=C.UTF-8", "SLURM_CONF=" + l.at("slurm.conf"), "SQUIRE_SOCKET=" + l.socket,
 	}, env)
 	cmd.SysProcAttr.Setpgid, cmd.SysProcAttr.Setsid = false, true

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -70,7 +71,7 @@ func TestSiteAccounts(t *testing.T) {
 	if err := os.Chmod(file, 0o622); err != nil { // whatever the umask is
 		t.Fatal(err)
 	}
-	l.says(t, "[accounting]\nfile = '"+file+"'\nscontrol = '/usr/bin/scontrol'\n")
+	l.says(t, "[accounting]\nfile = '"+file+"'\nscontrol = '"+filepath.Join(l.bin, "scontrol")+"'\n")
 	var blocks int64
 	for _, own := range []string{"", "mine"} {
 		if err := os.Truncate(file, 0); err != nil {
@@ -111,7 +112,7 @@ func TestSiteAccounts(t *testing.T) {
 		}
 		comment := l.run(t, "scontrol", "show", "job", job).stdout
 		switch {
-		case own != "" && !strings.Contains(comment, "Comment="+own+" "):
+		case own != "" && !slices.Contains(strings.Fields(comment), "Comment="+own):
 			t.Errorf("the user's comment is gone: %s", comment)
 		case own == "" && !strings.Contains(comment, "Comment=squire: step 0: image "+l.image+", mounted in "):
 			t.Errorf("no comment: %s", comment)

@@ -31,6 +31,11 @@ func (a *allocation) gpusOf(t *testing.T, argv []string) []string {
 func TestTaskGPUs(t *testing.T) {
 	l := theLab(t)
 	a := l.allocate(t, "-N1", "-n8", "--gpus=8")
+	// CUDA's variable of tasks that are bound to none is Slurm's: 22.05 sets none, 25.11 that of the step's GPUs.
+	const unbound = "-n2 --gpus-per-task=1 --gpu-bind=none"
+	r := l.runAs(t, l.user, []string{"SLURM_JOB_ID=" + a.id}, a.dir, append(append([]string{"srun", "--overlap"}, strings.Fields(unbound)...), "printenv", "CUDA_VISIBLE_DEVICES")...)
+	steps, _, _ := strings.Cut(" "+r.stdout, "\n")
+	steps = strings.TrimRight(steps, " ")
 	for _, tt := range []struct {
 		srun string
 		gpus string // --container-gpus, --gpus
@@ -43,7 +48,7 @@ func TestTaskGPUs(t *testing.T) {
 		{srun: "-n2 --gpus=8 --gpu-bind=map_gpu:6,1", want: []string{"0: 6 / 6 / 0", "1: 1 / 1 / 0"}},
 		{srun: "-n2 --gpus=8 --gpu-bind=mask_gpu:0x3,0xc0", want: []string{"0: 0 1 / 0 1 / 0,1", "1: 6 7 / 6 7 / 0,1"}},
 		{srun: "-n2 --gpus=3", want: []string{"0: 0 1 2 / 0 1 2 / 0,1,2", "1: 0 1 2 / 0 1 2 / 0,1,2"}},
-		{srun: "-n2 --gpus-per-task=1 --gpu-bind=none", want: []string{"0: 0 1 / 0 1 /", "1: 0 1 / 0 1 /"}},
+		{srun: unbound, want: []string{"0: 0 1 / 0 1 /" + steps, "1: 0 1 / 0 1 /" + steps}},
 		{srun: "-n2 --gres=none", want: []string{"0: / /", "1: / /"}},
 		{srun: "-n2 --gpus=3", gpus: "none", want: []string{"0: / / 0,1,2", "1: / / 0,1,2"}},
 		{srun: "-n2 --gpus=3", gpus: "2", want: []string{"0: 2 / 2 / 0", "1: 2 / 2 / 0"}},
