@@ -299,10 +299,12 @@ func TestCacheDamaged(t *testing.T) {
 			b[len(b)-6] ^= 1
 			return os.WriteFile(file, b, 0o600)
 		},
-		"cut":     func(file string) error { return os.Truncate(file, 1000) },
-		"longer":  func(file string) error { return os.Truncate(file, 3<<20) },
-		"symlink": func(file string) error { return errors.Join(os.Rename(file, file+".outside"), os.Symlink(file+".outside", file)) },
-		"fifo":    func(file string) error { return errors.Join(os.Remove(file), unix.Mkfifo(file, 0o600)) },
+		"cut":    func(file string) error { return os.Truncate(file, 1000) },
+		"longer": func(file string) error { return os.Truncate(file, 3<<20) },
+		"symlink": func(file string) error {
+			return errors.Join(os.Rename(file, file+".outside"), os.Symlink(file+".outside", file))
+		},
+		"fifo": func(file string) error { return errors.Join(os.Remove(file), unix.Mkfifo(file, 0o600)) },
 		"torn beginning": func(file string) error {
 			b, err := os.ReadFile(file)
 			if err != nil {
