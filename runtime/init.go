@@ -121,7 +121,7 @@ func Init(mount MountFunc, config ConfigFunc) int {
 	}
 	runner, control := files[0], files[1]
 	var o order
-	if err := readMessage(runner, &o); err != nil {
+	if err = readMessage(runner, &o); err != nil {
 		return ExitFailed // the runner gave up, and has said why
 	}
 	tighten(o.Slack)
