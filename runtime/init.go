@@ -203,7 +203,7 @@ func (t *task) run(o *order, b *builder, runner, control *os.File, children <-ch
 // polled has a socket be waited for by Go's poller. A thread that waits in a system call of another kind keeps the runtime's
 // one processor until the runtime looks, up to stageSlack later, and nobody hears meanwhile that the command has ended.
 func polled(socket *os.File) (*os.File, error) {
-	fd, err := unix.FcntlInt(socket.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	fd, err := unix.FcntlInt(socket.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 	if err == nil {
 		err = unix.SetNonblock(fd, true)
 	}

@@ -290,6 +290,11 @@ func TestCacheDamaged(t *testing.T) {
 	s := serve(t, false)
 	p := paint(t, Config{}, tarOf(t, 1, 1<<20))
 	s.push(t, "x", "latest", p)
+	const text = "not a layer"
+	outside := filepath.Join(t.TempDir(), "outside")
+	if err := os.WriteFile(outside, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for name, damage := range map[string]func(file string) error{
 		"flipped": func(file string) error {
 			b, err := os.ReadFile(file)
@@ -299,12 +304,10 @@ func TestCacheDamaged(t *testing.T) {
 			b[len(b)-6] ^= 1
 			return os.WriteFile(file, b, 0o600)
 		},
-		"cut":    func(file string) error { return os.Truncate(file, 1000) },
-		"longer": func(file string) error { return os.Truncate(file, 3<<20) },
-		"symlink": func(file string) error {
-			return errors.Join(os.Rename(file, file+".outside"), os.Symlink(file+".outside", file))
-		},
-		"fifo": func(file string) error { return errors.Join(os.Remove(file), unix.Mkfifo(file, 0o600)) },
+		"cut":     func(file string) error { return os.Truncate(file, 1000) },
+		"longer":  func(file string) error { return os.Truncate(file, 3<<20) },
+		"symlink": func(file string) error { return errors.Join(os.Remove(file), os.Symlink(outside, file)) },
+		"fifo":    func(file string) error { return errors.Join(os.Remove(file), unix.Mkfifo(file, 0o600)) },
 		"torn beginning": func(file string) error {
 			b, err := os.ReadFile(file)
 			if err != nil {
@@ -333,6 +336,9 @@ func TestCacheDamaged(t *testing.T) {
 			img.Close()
 			readAll(t, open(t, "docker://"+s.host+"/x", o), p)
 		})
+	}
+	if b, err := os.ReadFile(outside); string(b) != text {
+		t.Errorf("the file that a link led to: %v, %.20q", err, b)
 	}
 	// A damaged configuration is fetched anew.
 	o := quick(s)
